@@ -11,7 +11,7 @@ from simfle.config.schema import OptimConfig
 
 STATES = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq"), "lars": ("momentum_buffer",)}
 """Optimizer state tensors per parameter, of the parameter's shape, as saved in checkpoints."""
-TOKENS = ("cls_token", "mask_token", "pos_embed")
+TOKENS = ("cls_token", "dist_token", "mask_token", "pos_embed", "reg_token")
 
 
 def parameter_groups(

@@ -16,21 +16,21 @@ from torch import Tensor, nn
 
 from simfle.batch import Batch
 from simfle.config.schema import FaceMAEConfig, ModelConfig, ViewsConfig
-from simfle.models.backbone import build_backbone
+from simfle.models.backbone import build_backbone, feature_map
 from simfle.models.layers.facemae import sincos_positions
 
 
 class ReferenceEncoder(nn.Module):
     """Backbone, pooling, projector."""
 
-    def __init__(self, model: ModelConfig) -> None:
+    def __init__(self, model: ModelConfig, size: int) -> None:
         super().__init__()
-        self.backbone = build_backbone(model.backbone, model.output_stride)
+        self.backbone = build_backbone(model.backbone, model.output_stride, size)
         self.projector = _head(int(self.backbone.num_features), model)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Encode images [B, 3, H, H] -> y [B, C], projection [B, out]."""
-        pooled = F.adaptive_avg_pool2d(self.backbone(images), 1).flatten(1)
+        pooled = F.adaptive_avg_pool2d(feature_map(self.backbone, images), 1).flatten(1)
         return pooled, self.projector(pooled)
 
 
@@ -83,7 +83,7 @@ class ReferenceSimFLE(nn.Module):
     def __init__(self, model: ModelConfig, views: ViewsConfig) -> None:
         super().__init__()
         self.config, self.size = model, views.face_size
-        self.online = ReferenceEncoder(model)
+        self.online = ReferenceEncoder(model, views.size)
         channels = int(self.online.backbone.num_features)  # type: ignore[arg-type]
         self.predictor = _head(model.head_out_dim, model)
         self.facemae = ReferenceFaceMAE(views.face_size // model.facemae.patch_size, model.facemae)

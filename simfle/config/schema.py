@@ -32,6 +32,7 @@ from simfle.errors import UserError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+METHODS = ("simfle", "byol", "simsiam", "simclr", "moco", "mocov3", "swav", "vicreg", "mae", "dino", "care", "fra")
 CONFIGS = (Path(__file__).parents[1] / "configs").resolve()  # in a checkout a symlink, in a wheel a copy
 
 
@@ -161,7 +162,7 @@ class FaceMAEConfig:
 
 @dataclass(frozen=True)
 class ContrastiveConfig:
-    temperature: float = config_field(0.2, "temperature of SimCLR, MoCo and SwAV", above=0)
+    temperature: float = config_field(0.2, "temperature of SimCLR, MoCo, MoCo v3 and SwAV", above=0)
     queue_size: int = config_field(65536, "queue size: keys of earlier batches that MoCo keeps as negatives", min=1)
     shuffle_bn_splits: int = config_field(
         4, "parts of a shuffled micro-batch in MoCo's key encoder, each with separate BatchNorm statistics", min=1
@@ -221,11 +222,11 @@ class FRAConfig:
 class ModelConfig:
     method: str = config_field(
         "simfle",
-        "simfle, byol, simsiam, simclr, moco, swav, vicreg, mae, dino, care or fra",
-        choices=("simfle", "byol", "simsiam", "simclr", "moco", "swav", "vicreg", "mae", "dino", "care", "fra"),
+        "simfle, byol, simsiam, simclr, moco, mocov3, swav, vicreg, mae, dino, care or fra",
+        choices=METHODS,
     )
     backbone: str = config_field(
-        "resnet50", "timm model with a feature map (method mae: a timm ViT)", rule="a name that timm knows"
+        "resnet50", "timm model with a feature map, or a ViT (method mae: a plain ViT)", rule="a name that timm knows"
     )
     init: str = config_field(
         "",
@@ -235,8 +236,11 @@ class ModelConfig:
     )
     output_stride: int = config_field(
         0,
-        "output stride: 8, 16, or 0 (network's default, 32); a smaller stride keeps more detail of small faces",
+        "output stride of a CNN: 8, 16, or 0 (the network's, 32); a smaller stride keeps more detail of small faces",
         rule="0, 8, 16 or 32, as the network allows",
+    )
+    freeze_patch_embed: bool = config_field(
+        False, "keep a ViT's patch projection as it starts, random or from model.init (MoCo v3)"
     )
     head_hidden_dim: int = config_field(4096, "hidden width of the MLP heads", min=1)
     head_out_dim: int = config_field(256, "output width of the MLP heads", min=1)
@@ -304,7 +308,7 @@ class OptimConfig:
     )
     decay_norms: bool = config_field(True, "apply weight decay to norms, biases and tokens as well")
     predictor_lr_scale: float = config_field(
-        1.0, "learning rate factor of the predictor (BYOL, SimFLE, SimSiam)", min=0
+        1.0, "learning rate factor of the predictor (BYOL, SimFLE, SimSiam, MoCo v3)", min=0
     )
     trust_coefficient: float = config_field(0.001, "trust coefficient of lars", min=0)
     warmup_steps: int = config_field(0, "linear warm-up in steps, before the cosine", min=0)

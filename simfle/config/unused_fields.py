@@ -3,6 +3,10 @@
 from simfle.config.schema import ModelConfig, PretrainConfig
 
 CONTRASTIVE = "model.contrastive"
+QUEUE_AND_PROTOTYPES = tuple(
+    f"{CONTRASTIVE}.{name}"
+    for name in ("queue_size", "shuffle_bn_splits", "prototypes", "sinkhorn_epsilon", "sinkhorn_iterations")
+)
 EMA = ("model.ema_momentum", "model.ema_schedule")
 DECORRELATION = "model.decorrelation_weight"
 SIMFLE = ("model.mask_groups", "model.grouping_init", "model.distillation", "model.facemae.masking")
@@ -13,6 +17,7 @@ UNUSED_BY_METHOD: dict[str, tuple[str, ...]] = {
     "simsiam": (DECORRELATION, CONTRASTIVE, *EMA, *SIMFLE),
     "simclr": (DECORRELATION, *EMA, *SIMFLE),
     "moco": (DECORRELATION, *SIMFLE),
+    "mocov3": (DECORRELATION, *QUEUE_AND_PROTOTYPES, *SIMFLE),
     "swav": (DECORRELATION, *EMA, *SIMFLE),
     "vicreg": (DECORRELATION, CONTRASTIVE, *EMA, *SIMFLE),
     "mae": (DECORRELATION, CONTRASTIVE, *EMA, *SIMFLE),

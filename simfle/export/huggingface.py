@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from torch import Tensor, nn
 
 from shards.format.manifest import Manifest, read_manifest
 from shards.io.atomic import read_bytes, read_text, write_atomic
@@ -15,7 +17,7 @@ from simfle.config.parsing import flatten
 from simfle.config.schema import load_yaml
 from simfle.errors import UserError
 from simfle.eval.analysis.results import Result, read_results
-from simfle.eval.backbones.load import TRANSFORMERS, LoadedBackbone
+from simfle.eval.backbones.load import LoadedBackbone
 from simfle.eval.tasks import identify, tensors_digest
 from simfle.runtime import run_files
 
@@ -45,8 +47,9 @@ model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True, num_classes=
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 image = ImageOps.exif_transpose(Image.open("face.jpg")).convert("RGB")
 with torch.no_grad():
-    features = model(transform(image)[None])  # [1, C]
+    features = model(transform(image)[None]){pooling}  # [1, C]
 """
+TOLERANCE = 1e-3  # maximum difference of a feature, relative to the largest feature
 
 
 def export_huggingface(run: Path, backbone: LoadedBackbone, folder: Path) -> Path:
@@ -56,20 +59,53 @@ def export_huggingface(run: Path, backbone: LoadedBackbone, folder: Path) -> Pat
         UserError: If the run's configuration is missing or corrupt, or one of its evaluation results is corrupt.
     """
     card = backbone.card
-    options: dict[str, Any] = {}
-    if timm.models.is_model_in_modules(card.name, TRANSFORMERS):  # pool to the mean of the patch tokens
-        options = {"img_size": card.size, "dynamic_img_size": True, "global_pool": "avg", "fc_norm": False}
-    elif card.output_stride:
-        options = {"output_stride": card.output_stride}
-    network = timm.create_model(card.name, num_classes=0, pretrained_cfg_overlay=ABOUT, **options)
-    network.load_state_dict(backbone.module.network.state_dict())
+    network, pooled = timm_network(backbone)
     data: dict[str, Any] = {"input_size": (3, card.size, card.size), "mean": card.mean, "std": card.std}
     data |= {"crop_pct": 1.0, "crop_mode": "squash", "interpolation": "bilinear"}  # the whole image, as in evaluations
     folder.mkdir(parents=True, exist_ok=True)
     timm.models.save_for_hf(network, str(folder), safe_serialization=True, data_config=data)
     _keep_for_transformers(folder / "config.json")
-    write_atomic(folder / "README.md", _model_card(run, backbone).encode())
+    write_atomic(folder / "README.md", _model_card(run, backbone, pooled=pooled).encode())
     return folder
+
+
+def timm_network(backbone: LoadedBackbone) -> tuple[nn.Module, bool]:
+    """Build timm's network with the backbone's weights; return it, and whether its outputs are the features [B, C].
+
+    ConvNeXt normalizes before the pooling, as the backbone does. If timm applies another layer between pooling and
+    classifier that the backbone applies to the feature map (MobileNetV4), the output is the feature map [B, C, h, w].
+
+    Raises:
+        UserError: timm's network computes other features with these weights.
+    """
+    card, own = backbone.card, backbone.module.network
+    tensors = dict(own.state_dict())
+    options: dict[str, Any] = {}
+    if hasattr(own, "num_prefix_tokens"):  # our pooling: the mean of the patch tokens
+        norm = "use_fc_norm" if timm.models.is_model_in_modules(card.name, ["eva"]) else "fc_norm"
+        options = {"img_size": card.size, "dynamic_img_size": True, "global_pool": "avg", norm: False}
+    elif card.output_stride:
+        options = {"output_stride": card.output_stride}
+    if timm.models.is_model_in_modules(card.name, ["convnext"]) and "head.norm.weight" in tensors:
+        options["head_norm_first"] = True
+        tensors = {name.replace("head.norm.", "norm_pre."): value for name, value in tensors.items()}
+    images = torch.rand(1, 3, card.size, card.size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = backbone.module.cpu().feature_map(images).mean(dim=(2, 3))  # [1, C]
+        for pooling in ({}, {"global_pool": ""}):
+            chosen = {**options, **pooling}
+            network = timm.create_model(card.name, num_classes=0, pretrained_cfg_overlay=ABOUT, **chosen)
+            network.load_state_dict(tensors)
+            found = network.eval()(images)
+            pooled = found.ndim == 2
+            if _close(found if pooled else found.mean(dim=(2, 3)), wanted):
+                return network, pooled
+    raise UserError(f"export: timm's {card.name} computes other features. Fix: use another format.")
+
+
+def _close(found: Tensor, wanted: Tensor) -> bool:
+    """Compare features [B, C]; equal up to rounding."""
+    return found.shape == wanted.shape and bool((found - wanted).abs().max() <= TOLERANCE * wanted.abs().max())
 
 
 def _keep_for_transformers(path: Path) -> None:
@@ -79,7 +115,7 @@ def _keep_for_transformers(path: Path) -> None:
         write_atomic(path, (to_json(config, indent=2) + "\n").encode())
 
 
-def _model_card(run: Path, backbone: LoadedBackbone) -> str:
+def _model_card(run: Path, backbone: LoadedBackbone, *, pooled: bool) -> str:
     text, config = _config(run)
     weights = tensors_digest(backbone) if backbone.file is None else identify(str(backbone.file)).sha256
     environment = Environment(
@@ -90,7 +126,8 @@ def _model_card(run: Path, backbone: LoadedBackbone) -> str:
         title=f"{config['model']['method']} {backbone.card.name}, {run.name}",
         card=backbone.card,
         method=config["model"]["method"],
-        example=EXAMPLE,
+        example=EXAMPLE.format(pooling="" if pooled else ".mean((2, 3))"),
+        pooled=pooled,
         shards=shards,
         corpora=_corpora(shards),
         splits=config["data"]["splits"],

@@ -1,7 +1,6 @@
 """Export a run's newest complete checkpoint to backbone files: timm's parameter names, safetensors and JSON."""
 
 import hashlib
-import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -73,7 +72,7 @@ def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
     for network, tensors in found.items():
         if not tensors and network != NETWORKS[0]:
             continue
-        size = _side(tensors) or int(views["size"])
+        size = int(views["size"])
         stride = int(model.get("output_stride", 0))  # missing in runs of older versions
         wanted = build_network(name, size, stride)
         if tensors.keys() != wanted.state_dict().keys():
@@ -99,14 +98,6 @@ def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
         write_atomic(folder / METADATA, (to_json(asdict(card), indent=1) + "\n").encode())
         written[network] = folder / WEIGHTS
     return written
-
-
-def _side(tensors: dict[str, Tensor]) -> int | None:
-    """Return the image side in pixels of a vision transformer's position embeddings, or None for a CNN."""
-    if "pos_embed" not in tensors:
-        return None
-    places = tensors["pos_embed"].shape[1] - ("cls_token" in tensors)
-    return math.isqrt(places) * tensors["patch_embed.proj.weight"].shape[-1]
 
 
 def _refuse_edited(run: Path, newest: Path, model: dict, views: dict) -> None:

@@ -7,6 +7,7 @@ from shards.errors import UserError
 from simfle.config.schema import ModelConfig, ViewsConfig
 from simfle.config.unused_fields import unused_model_fields
 from simfle.config.validate import validate
+from simfle.models.backbone import freeze_patch_embed
 from simfle.models.base import Method
 from simfle.models.layers.activation_checkpointing import enable_activation_checkpointing
 from simfle.models.methods.byol import BYOL
@@ -15,6 +16,7 @@ from simfle.models.methods.dino import DINO
 from simfle.models.methods.fra import FRA
 from simfle.models.methods.mae import MAE
 from simfle.models.methods.moco import MoCo
+from simfle.models.methods.mocov3 import MoCoV3
 from simfle.models.methods.simclr import SimCLR
 from simfle.models.methods.simfle import SimFLE
 from simfle.models.methods.simsiam import SimSiam
@@ -27,6 +29,7 @@ METHODS: dict[str, type[Method]] = {
     "simsiam": SimSiam,
     "simclr": SimCLR,
     "moco": MoCo,
+    "mocov3": MoCoV3,
     "swav": SwAV,
     "vicreg": VICReg,
     "mae": MAE,
@@ -49,6 +52,8 @@ def build_method(model: ModelConfig, views: ViewsConfig) -> Method:
         )
     kind = BYOL if model.method == "simfle" and not model.facemae.enabled else METHODS[model.method]
     method = kind(model, views)  # type: ignore[call-arg]
+    if model.freeze_patch_embed:
+        freeze_patch_embed(method.online.backbone, model.backbone)  # type: ignore[arg-type, union-attr]
     for network in method.networks():
         if model.activation_checkpointing:
             enable_activation_checkpointing(network)

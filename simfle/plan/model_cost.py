@@ -1,6 +1,7 @@
 """Count parameters and operations of the configured network, on the real module without memory or computation."""
 
 # B micro-batch
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,6 +112,28 @@ class _Operations(TorchDispatchMode):
         return result
 
 
+def convolution_gradients(
+    grad_output: Any, images: Any, weight: Any, *options: Any, out_shape: Any = None, **_: Any
+) -> int:
+    """Count the operations of a convolution's backward pass: those of the forward pass for each gradient asked for.
+
+    torch's own count ignores groups, so that the gradients of a depthwise convolution of C channels count C times.
+
+    Args:
+        grad_output: shape of the output.
+        images: shape of the input.
+        weight: shape of the weight.
+        options: bias sizes, stride, padding, dilation, transposed, output padding, groups, output mask.
+        out_shape: shapes of the gradients, not used.
+    """
+    places = images if options[4] else grad_output  # each reads the whole weight
+    forward = 2 * places[0] * math.prod(places[2:]) * math.prod(weight)
+    return forward * sum(options[7][:2])
+
+
+GRADIENTS = {torch.ops.aten.convolution_backward: convolution_gradients}
+
+
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, Tensor)
 
@@ -126,7 +149,7 @@ def _step(model: nn.Module, config: PretrainConfig, count: int) -> dict[str, int
             kept[storage._cdata] = storage  # a reference, so that its address is not reused
         return tensor
 
-    operations, flops = _Operations(), FlopCounterMode(display=False)
+    operations, flops = _Operations(), FlopCounterMode(display=False, custom_mapping=GRADIENTS)
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16")
     with flops, operations, hooks:

@@ -24,6 +24,7 @@ from simfle.config.schema import PretrainConfig, load
 from simfle.errors import UserError
 from simfle.eval.backbones.load import BackboneMetadata, LoadedBackbone, frozen
 from simfle.export.timm import read_newest
+from simfle.models.backbone import feature_map
 from simfle.models.base import Method
 from simfle.models.methods.mae import MAE
 from simfle.models.methods.simfle import SimFLE
@@ -87,8 +88,6 @@ def _backbone(method: Method, config: PretrainConfig) -> LoadedBackbone:
     """Return the online backbone as used in evaluations."""
     network = method.online.backbone  # type: ignore[union-attr]
     model, side = config.model, config.views.size
-    if isinstance(method, MAE):
-        side = int(network.patch_embed.img_size[0])  # type: ignore[union-attr, index]
     channels = int(network.num_features)  # type: ignore[arg-type, union-attr]
     card = BackboneMetadata(
         model.backbone,
@@ -110,7 +109,7 @@ def masks(method: Method, album: FaceSet, config: PretrainConfig) -> ReportFigur
         return None
     face = album.queries.tensor(config.views.face_size)[:MASKED]
     masking, patch = method.masking, config.model.facemae.patch_size
-    maps = masking.grouping(method.online.backbone(method.normalize(face))).flatten(2)  # [N, K, S]
+    maps = masking.grouping(feature_map(method.online.backbone, method.normalize(face))).flatten(2)  # [N, K, S]
     tiles = []
     for place, image in enumerate(face):
         whole = image.permute(1, 2, 0).numpy()

@@ -4,11 +4,11 @@ A run of the same method provides all tensors of equal name and shape. Every oth
 provides its backbone, which is also copied to an EMA target. A resumed run does not read the source again.
 """
 
-# L patches, D width, C class tokens
+# L patches, D width, T prefix tokens (class and register tokens) with positions
 import logging
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from shards.redact import to_json
 from simfle.config.schema import PretrainConfig
 from simfle.errors import CollectiveError, UserError
 from simfle.eval.backbones import external
+from simfle.models.backbone import position_prefix
 from simfle.runtime.collective import main_process_tries
 from simfle.runtime.distributed import World
 from simfle.train.checkpointing.state_dict import State, persistent_buffers
@@ -142,10 +143,12 @@ def fill(model: nn.Module, weights: InitialWeights, config: PretrainConfig) -> L
     tensors = dict(model.named_parameters()) | persistent_buffers(model)
     if weights.method and weights.method == config.model.method:
         return _fill_all(tensors, weights, config)
+    network: Any = model.online.backbone  # type: ignore[union-attr]
+    weights = replace(weights, tensors=external.timm_names(backbone, network, weights.tensors))
     below = BACKBONES[0]
     wanted = {name.removeprefix(below): value for name, value in tensors.items() if name.startswith(below)}
     head, pairs = _find(wanted, weights, text)
-    found = {name: _resized(value, wanted[name], name) for name, value in pairs.items()}
+    found = {name: _resized(value, wanted[name], name, position_prefix(network)) for name, value in pairs.items()}
     fitting = {name: value for name, value in found.items() if value.shape == wanted[name].shape}
     missing = [name for name in wanted if name not in found and not name.endswith(COUNTER)]
     mismatched = [name for name in found if name not in fitting]
@@ -223,16 +226,17 @@ def _find(wanted: State, weights: InitialWeights, text: str) -> tuple[str, State
     return chosen[0], candidates[chosen]
 
 
-def _resized(value: torch.Tensor, wanted: torch.Tensor, name: str) -> torch.Tensor:
-    """Interpolate a ViT's position embeddings [1, C + L, D] to those of another image size; keep other tensors."""
+def _resized(value: torch.Tensor, wanted: torch.Tensor, name: str, prefix: int) -> torch.Tensor:
+    """Interpolate a ViT's position embeddings [1, T + L, D] to those of another image size; keep other tensors."""
     if name != "pos_embed" or value.shape == wanted.shape or value.ndim != 3 or value.shape[2] != wanted.shape[2]:
         return value
     from timm.layers import resample_abs_pos_embed
 
-    side, old = math.isqrt(wanted.shape[1] - 1), math.isqrt(value.shape[1] - 1)
-    if side * side != wanted.shape[1] - 1 or old * old != value.shape[1] - 1:
+    places = [each.shape[1] - prefix for each in (wanted, value)]
+    side, old = (math.isqrt(max(0, count)) for count in places)
+    if [side * side, old * old] != places:
         return value
-    return resample_abs_pos_embed(value.float(), [side, side], [old, old], num_prefix_tokens=1)
+    return resample_abs_pos_embed(value.float(), [side, side], [old, old], num_prefix_tokens=prefix)
 
 
 def _warn_of_normalization(weights: InitialWeights, config: PretrainConfig) -> None:

@@ -115,7 +115,8 @@ def test_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
     found = made.standardize(first).T @ made.standardize(second) / 6
     torch.testing.assert_close(found, torch.tensor(cross, dtype=torch.float64), atol=1e-4, rtol=0)
     # Two equal views: each dimension correlates with itself, only redundancy remains.
-    model = build_method(load(PretrainConfig, None, [*added(["pretrain", ""])[:7], "model.method=barlow"]).model, None)
+    config = load(PretrainConfig, None, [*added(["pretrain", ""])[:7], "model.method=barlow"])
+    model = build_method(config.model, config.views)
     view = torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8)
     losses = model(Batch(view, view, view, torch.arange(4), torch.zeros(4)))
     assert losses["invariance"] < 1e-4

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from helpers.tiny_methods import VIEWS, batch, config
 from simfle.config.schema import OptimConfig, TrainConfig, VICRegConfig
 from simfle.models.layers.all_gather import all_gather_with_grad, local_only
+from simfle.models.methods.mocov3 import contrast
 from simfle.models.methods.simclr import nt_xent
 from simfle.models.methods.swav import sinkhorn
 from simfle.models.methods.vicreg import vicreg
@@ -42,6 +43,10 @@ def shared_losses(world: World) -> dict:
     whole.backward()
     of_vicreg = [(y.grad / world.world_size).tolist() for y in (y1, y2)]  # type: ignore[operator]
     facts = {"vicreg": whole.item(), "of_vicreg": of_vicreg}
+    query, key = (rows(seed)[mine].requires_grad_() for seed in (0, 1))
+    part, accuracy = contrast(query, key, 0.3)
+    part.backward()
+    facts |= {"mocov3": (part.item(), accuracy.item()), "of_mocov3": (query.grad / world.world_size).tolist()}  # type: ignore[operator]
     facts |= {"nt_xent": mean.item() / world.world_size, "gradients": gradients, "codes": codes.tolist()}
     if world.is_main:  # the other one does nothing of this kind, and is not waited for
         with local_only():

@@ -32,8 +32,8 @@ TINY = ModelConfig(
     fra=FRAConfig(regions=3, embed_dim=16, num_heads=2),
 )
 VIEWS = ViewsConfig(size=32, face_size=32)
-NAMES = ("simfle", "byol", "simsiam", "simclr", "moco", "swav", "vicreg", "mae", "dino", "care", "fra")
-EMA = ("simfle", "byol", "moco", "dino", "care", "fra")
+NAMES = ("simfle", "byol", "simsiam", "simclr", "moco", "mocov3", "swav", "vicreg", "mae", "dino", "care", "fra")
+EMA = ("simfle", "byol", "moco", "mocov3", "dino", "care", "fra")
 MAPS = {"care": 8, "fra": 8}  # methods that read a feature map: a stride that leaves several positions of 32 px
 
 

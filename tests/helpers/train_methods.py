@@ -26,7 +26,7 @@ SETTINGS = """
     train.log_images_every=30 train.checkpoint_every=100 train.steps=30
     data.canonical_streams=8 data.decode_threads=1 data.backend=opencv
 """.split()  # noqa: SIM905
-METHODS = ("simfle", "byol", "simsiam", "simclr", "moco", "swav", "vicreg", "mae", "dino", "care", "fra")
+METHODS = ("simfle", "byol", "simsiam", "simclr", "moco", "mocov3", "swav", "vicreg", "mae", "dino", "care", "fra")
 HALVES = ("moco", "dino")  # methods with state other than parameters and BatchNorm statistics
 # MAE learns first what all faces have in common: strong colors help.
 OTHERS = {
@@ -45,6 +45,7 @@ OTHERS = {
         "model.dino.warmup_fraction=0.5",
         "model.dino.teacher_temperature=0.045",
     ],
+    "mocov3": ["model.backbone=test_vit", "model.freeze_patch_embed=true", "optim.lr=0.03"],
     "care": ["model.output_stride=8", "model.care.embed_dim=32", "model.care.depth=1", "model.care.num_heads=2"],
     "fra": ["model.output_stride=8", "model.fra.regions=3", "model.fra.embed_dim=16", "model.fra.num_heads=2"],
 }

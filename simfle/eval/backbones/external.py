@@ -14,8 +14,11 @@ with tensors only. Loading never runs code from a file.
 """
 
 import argparse
+import contextlib
+import io
 import pickle
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +61,10 @@ HARMLESS: list[Any] = [
     (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]
     *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "bool")),
 ]
+
+
+# timm module -> tensor that only the authors' files of DINOv2 and DINOv3 contain.
+OFFICIAL = {"vision_transformer": "mask_token", "eva": "storage_tokens"}
 
 
 @dataclass(frozen=True)
@@ -153,6 +160,7 @@ def _of_file(source: BackboneSource, size: int) -> tuple[nn.Module, dict[str, An
     """Return the network with the weights of the source's file, and their origin for the card."""
     tensors = read_tensors(source.file)  # type: ignore[arg-type]
     network = build_network(source.name, size)
+    tensors = timm_names(source.name, network, tensors)
     prefix, state = find_network(network.state_dict(), tensors, source.options.get("prefix"), str(source.file))
     network.load_state_dict(state)
     return network, {"source": f"{source.kind}:{source.file.name}", "prefix": prefix}  # type: ignore[union-attr]
@@ -202,6 +210,21 @@ def _tensors(content: Any, prefix: str) -> Any:
             yield f"{prefix}{key}", value
         else:
             yield from _tensors(value, f"{prefix}{key}.")
+
+
+def timm_names(name: str, network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Convert the tensors of DINOv2's and DINOv3's own files to timm's, by timm's rules; keep others as they are.
+
+    Args:
+        name: timm's.
+        network: ViT that gets the tensors; position embeddings are interpolated to its image size.
+        tensors: of a file, by name.
+    """
+    module = timm.model_entrypoint(name).__module__
+    if OFFICIAL.get(module.rpartition(".")[2]) not in tensors:
+        return tensors
+    with contextlib.redirect_stdout(io.StringIO()):  # timm prints the biases that it drops
+        return sys.modules[module].checkpoint_filter_fn(dict(tensors), network)
 
 
 def find_network(

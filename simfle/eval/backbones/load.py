@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -21,11 +20,10 @@ from shards.io.atomic import read_bytes
 from shards.io.jsonl import loads
 from simfle.config.overrides import shell_line
 from simfle.errors import UserError
-from simfle.models.backbone import build_backbone
+from simfle.models.backbone import build_backbone, create_transformer, feature_map, is_transformer
 
 FORMAT = 1
 WEIGHTS, METADATA = "backbone.safetensors", "backbone.json"
-TRANSFORMERS = ("vision_transformer", "deit", "eva")  # timm modules whose networks output tokens
 
 
 @dataclass(frozen=True)
@@ -78,16 +76,8 @@ class PooledBackbone(nn.Module):
         return (values - self.mean) / self.std
 
     def feature_map(self, images: Tensor) -> Tensor:
-        """Compute the feature map [B, C, h, w] of normalized images [B, 3, H, W].
-
-        The patch tokens of a transformer are arranged as a grid.
-        """
-        found = self.network(images)
-        if found.ndim == 4:
-            return found
-        patches = found[:, int(self.network.num_prefix_tokens) :]  # type: ignore[arg-type]  # [B, h w, C]
-        rows, columns = self.network.patch_embed.dynamic_feat_size(images.shape[2:])  # type: ignore[operator, union-attr]
-        return patches.transpose(1, 2).unflatten(2, (rows, columns))
+        """Compute the feature map [B, C, h, w] of normalized images [B, 3, H, W], see `simfle.models.backbone`."""
+        return feature_map(self.network, images)
 
 
 @dataclass(frozen=True)
@@ -151,18 +141,12 @@ def build_network(name: str, size: int, output_stride: int = 0) -> nn.Module:
     Raises:
         UserError: If timm does not know the name, or the network outputs neither.
     """
-    if not (timm.is_model(name) and timm.models.is_model_in_modules(name, TRANSFORMERS)):
+    if not is_transformer(name):
         return build_backbone(name, output_stride)
     try:
-        network = timm.create_model(name, num_classes=0, global_pool="", img_size=size, dynamic_img_size=True)
-    except (TypeError, AssertionError, ValueError) as error:
-        raise UserError(
-            f"backbone: {name} cannot be built for images of {size} px: {error}. Fix: choose another model or size."
-        ) from None
-    patch = int(network.patch_embed.patch_size[0])  # type: ignore[index, union-attr]
-    if size % patch:
-        raise UserError(f"backbone: {name} needs a multiple of {patch} px, not {size}. Fix: choose another size.")
-    return network
+        return create_transformer(name, size)
+    except UserError as error:
+        raise UserError(f"backbone: {name} {error}") from None
 
 
 def random_backbone(card: BackboneMetadata, seed: int) -> LoadedBackbone:
@@ -180,6 +164,8 @@ def recalibrate_batchnorm(backbone: LoadedBackbone, batches: Any) -> None:
     normalized. After recalibration, a comparison of the two depends on the weights only.
     """
     norms = [module for module in backbone.module.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not norms:  # LayerNorm keeps no statistics
+        return
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average

@@ -26,13 +26,19 @@ def enable_activation_checkpointing(network: nn.Module) -> None:
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
-    """Return the children of the outermost nn.Sequential that have submodules.
+    """Return the children of the outermost nn.Sequential, or of a ViT's list of blocks, that have submodules.
 
     Checkpointing a single layer would save no memory.
     """
-    if isinstance(network, nn.Sequential):
+    if isinstance(network, nn.Sequential) or _is_block_list(network):
         return [member for member in network.children() if any(True for _ in member.children())]
     return [block for child in network.children() for block in blocks(child)]
+
+
+def _is_block_list(network: nn.Module) -> bool:
+    """Return whether `network` is a list of equal layers with a forward pass, such as the blocks of timm's EVA."""
+    kinds = {type(member) for member in network.children()}
+    return isinstance(network, nn.ModuleList) and len(kinds) == 1 and not kinds & {nn.ModuleList, nn.Sequential}
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

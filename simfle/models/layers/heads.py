@@ -3,6 +3,8 @@
 # B batch, C channels, H x H image
 from torch import Tensor, nn
 
+from simfle.models.backbone import feature_map
+
 
 class MLPHead(nn.Module):
     """Projector or predictor, Linear - BatchNorm - ReLU - Linear: [B, width] -> [B, out] (BYOL, section 3.3)."""
@@ -41,6 +43,18 @@ def expander(width: int, hidden: int, out: int) -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(hidden, out))
 
 
+def normed_head(width: int, hidden: int, out: int, layers: int) -> nn.Module:
+    """Build `layers` linear layers without bias, BatchNorm on all, ReLU on all but the output (MoCo v3, section 3).
+
+    The BatchNorm of the output has no scale and shift.
+    """
+    widths = [width, *[hidden] * (layers - 1)]
+    parts: list[nn.Module] = []
+    for wide in widths[:-1]:
+        parts += [nn.Linear(wide, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
+    return nn.Sequential(*parts, nn.Linear(hidden, out, bias=False), nn.BatchNorm1d(out, affine=False))
+
+
 def gelu_head(width: int, hidden: int, out: int) -> nn.Module:
     """Build three linear layers with GELU in between, without BatchNorm: [B, width] -> [B, out] (DINO, section 3.1)."""
     return nn.Sequential(
@@ -57,5 +71,5 @@ class BackboneWithHead(nn.Module):
         self.projector = projector
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        pooled = self.backbone(images).mean(dim=(2, 3))  # [B, C]
+        pooled = feature_map(self.backbone, images).mean(dim=(2, 3))  # [B, C]
         return pooled, self.projector(pooled)

@@ -25,6 +25,8 @@ def convert_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
     for name, module in model.named_modules():
         if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
             module.__class__ = CpuSyncBatchNorm  # keeps parameters, buffers and names
+        elif type(module) is timm.layers.BatchNormAct2d:
+            module.__class__ = CpuSyncBatchNormAct  # type: ignore[assignment]
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise UserError(
                 f"train.sync_batchnorm=true: {name} is a {type(module).__name__}, not supported on a CPU. "
@@ -67,3 +69,13 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim not in (2, 4):
             raise ValueError(f"expected [B, C] or [B, C, H, W], got {list(input.shape)}")
+
+
+class CpuSyncBatchNormAct(CpuSyncBatchNorm):
+    """The same with the activation of timm's BatchNormAct2d, which EfficientNet, MobileNetV4 and RegNet contain."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(input)))

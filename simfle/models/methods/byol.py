@@ -10,7 +10,7 @@ from torch import Tensor
 from simfle.batch import Batch
 from simfle.config.schema import ModelConfig, ViewsConfig
 from simfle.models import losses
-from simfle.models.backbone import build_backbone
+from simfle.models.backbone import build_method_backbone, feature_map
 from simfle.models.base import Losses, Method, ema_momentum, ema_update, to_fp32
 from simfle.models.layers.all_gather import all_gather_with_grad
 from simfle.models.layers.heads import BackboneWithHead, MLPHead
@@ -33,7 +33,7 @@ class BYOL(Method):
 
     def __init__(self, model: ModelConfig, views: ViewsConfig) -> None:
         super().__init__(model)
-        backbone = build_backbone(model.backbone, model.output_stride)
+        backbone = build_method_backbone(model, views)
         self.channels = int(backbone.num_features)  # type: ignore[arg-type]
         self.online = BackboneWithHead(backbone, MLPHead(self.channels, model.head_hidden_dim, model.head_out_dim))
         self.predictor = MLPHead(model.head_out_dim, model.head_hidden_dim, model.head_out_dim)
@@ -51,10 +51,10 @@ class BYOL(Method):
         BatchNorm sees one view at a time. Not in the paper: model.decorrelation_weight adds the decorrelation of the
         projections, averaged over both views, so that they do not collapse to a few dimensions.
         """
-        maps1 = self.online.backbone(view1)
+        maps1 = feature_map(self.online.backbone, view1)
         pooled1 = maps1.mean(dim=(2, 3))
         projected1 = self.online.projector(pooled1)
-        maps2 = self.online.backbone(view2)
+        maps2 = feature_map(self.online.backbone, view2)
         pooled2 = maps2.mean(dim=(2, 3))
         projected2 = self.online.projector(pooled2)
         self.record_features(features=(pooled1, pooled2), projection=(projected1, projected2))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from simfle.batch import Batch
 from simfle.config.schema import CAREConfig, ModelConfig, ViewsConfig
 from simfle.models import losses
-from simfle.models.backbone import build_backbone, require_feature_map
+from simfle.models.backbone import build_method_backbone, feature_map, require_feature_map
 from simfle.models.base import Losses, Method, ema_momentum, ema_update, to_fp32
 from simfle.models.layers.facemae import block, check_width, sincos_positions, xavier
 from simfle.models.layers.heads import MLPHead
@@ -28,7 +28,7 @@ class CARE(Method):
     def __init__(self, model: ModelConfig, views: ViewsConfig) -> None:
         super().__init__(model)
         check_width("model.care.embed_dim", model.care.embed_dim, model.care.num_heads)
-        backbone = build_backbone(model.backbone, model.output_stride)
+        backbone = build_method_backbone(model, views)
         channels = int(backbone.num_features)  # type: ignore[arg-type]
         side = require_feature_map(backbone, model.backbone, "views.size", views.size)
         hidden, out = model.head_hidden_dim, model.head_out_dim
@@ -68,7 +68,7 @@ class TwoStreams(nn.Module):
         self.transformer = transformer
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        maps = self.backbone(images)  # [B, C, h, h]
+        maps = feature_map(self.backbone, images)  # [B, C, h, h]
         pooled = maps.mean(dim=(2, 3))  # [B, C]
         return pooled, self.projector(pooled), self.transformer(maps)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from simfle.batch import Batch
 from simfle.config.schema import DINOConfig, ModelConfig, ViewsConfig
-from simfle.models.backbone import build_backbone
+from simfle.models.backbone import build_method_backbone, feature_map
 from simfle.models.base import Losses, Method, ema_momentum, ema_update, to_fp32
 from simfle.models.layers.all_gather import processes
 from simfle.models.layers.heads import gelu_head
@@ -32,7 +32,7 @@ class DINO(Method):
 
     def __init__(self, model: ModelConfig, views: ViewsConfig) -> None:
         super().__init__(model)
-        backbone = build_backbone(model.backbone, model.output_stride)
+        backbone = build_method_backbone(model, views)
         channels = int(backbone.num_features)  # type: ignore[arg-type]
         head = gelu_head(channels, model.head_hidden_dim, model.head_out_dim)
         self.online = Network(backbone, head, UnitPrototypes(model.dino.prototypes, model.head_out_dim))
@@ -86,7 +86,7 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor, gate: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Return y, the normalized bottleneck and the outputs; gate: factor of the prototypes' gradient, a scalar."""
-        pooled = self.backbone(images).mean(dim=(2, 3))  # [n, C]
+        pooled = feature_map(self.backbone, images).mean(dim=(2, 3))  # [n, C]
         unit = F.normalize(to_fp32(self.projector(pooled)), dim=1)  # [n, D]
         return pooled, unit, self.prototypes(unit, gate)
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from simfle.batch import Batch
 from simfle.config.schema import FRAConfig, ModelConfig, ViewsConfig
 from simfle.models import losses
-from simfle.models.backbone import build_backbone, require_feature_map
+from simfle.models.backbone import build_method_backbone, feature_map, require_feature_map
 from simfle.models.base import Losses, Method, ema_momentum, ema_update, to_fp32
 from simfle.models.layers.facemae import CrossAttention, check_width
 from simfle.models.layers.heads import MLPHead
@@ -50,7 +50,7 @@ class FRA(Method):
     def __init__(self, model: ModelConfig, views: ViewsConfig) -> None:
         super().__init__(model)
         check_width("model.fra.embed_dim", model.fra.embed_dim, model.fra.num_heads)
-        backbone = build_backbone(model.backbone, model.output_stride)
+        backbone = build_method_backbone(model, views)
         channels = int(backbone.num_features)  # type: ignore[arg-type]
         side = require_feature_map(backbone, model.backbone, "views.size", views.size)
         hidden, out = model.head_hidden_dim, model.head_out_dim
@@ -108,7 +108,7 @@ class RegionNetwork(nn.Module):
         self.masks = masks
 
     def forward(self, images: Tensor) -> Embeddings:
-        maps = self.backbone(images)  # [B, C, h, h]
+        maps = feature_map(self.backbone, images)  # [B, C, h, h]
         pooled = maps.mean(dim=(2, 3))  # [B, C]
         embeddings, positions = self.masks(maps)  # [B, K, d], [B, S, d]
         with torch.autocast(maps.device.type, enabled=False):

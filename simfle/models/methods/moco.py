@@ -9,7 +9,7 @@ from torch import Tensor
 
 from simfle.batch import Batch
 from simfle.config.schema import ModelConfig, ViewsConfig
-from simfle.models.backbone import build_backbone
+from simfle.models.backbone import build_method_backbone
 from simfle.models.base import Losses, Method, ema_momentum, ema_update, to_fp32
 from simfle.models.layers.all_gather import all_gather_with_grad
 from simfle.models.layers.heads import BackboneWithHead, mlp_head_no_bn
@@ -32,7 +32,7 @@ class MoCo(Method):
 
     def __init__(self, model: ModelConfig, views: ViewsConfig) -> None:
         super().__init__(model)
-        backbone = build_backbone(model.backbone, model.output_stride)
+        backbone = build_method_backbone(model, views)
         channels = int(backbone.num_features)  # type: ignore[arg-type]
         self.online = BackboneWithHead(backbone, mlp_head_no_bn(channels, model.head_hidden_dim, model.head_out_dim))
         self.target = copy.deepcopy(self.online).requires_grad_(False)

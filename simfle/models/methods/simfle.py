@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from simfle.batch import Batch
 from simfle.config.schema import ModelConfig, ViewsConfig
 from simfle.models import losses
-from simfle.models.backbone import feature_map_size, require_feature_map
+from simfle.models.backbone import feature_map, feature_map_size, require_feature_map
 from simfle.models.base import Losses, Reconstruction, to_fp32
 from simfle.models.layers.facemae import FaceMAE, patchify
 from simfle.models.layers.heads import MLPHead
@@ -85,7 +85,7 @@ class SimFLE(BYOL):
         """Compute the face branch (FFL): mean of the encoder's patch tokens [B, D], reconstruction loss, grouping loss,
         overlap."""
         with torch.no_grad():
-            features = self.online.backbone(face)  # [B, C, h, h]
+            features = feature_map(self.online.backbone, face)  # [B, C, h, h]
         visible, grouping, overlap = self.masking(features, draw)
         patches = patchify(face, self.facemae.patch)  # [B, L, P]
         tokens, prediction = self.facemae(patches, visible, context)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from simfle.batch import Batch
 from simfle.config.schema import ModelConfig, ViewsConfig
-from simfle.models.backbone import build_backbone
+from simfle.models.backbone import build_method_backbone
 from simfle.models.base import Losses, Method, to_fp32
 from simfle.models.layers.heads import BackboneWithHead, MLPHead, three_layer_head
 
@@ -16,7 +16,7 @@ class SimSiam(Method):
 
     def __init__(self, model: ModelConfig, views: ViewsConfig) -> None:
         super().__init__(model)
-        backbone = build_backbone(model.backbone, model.output_stride)
+        backbone = build_method_backbone(model, views)
         channels = int(backbone.num_features)  # type: ignore[arg-type]
         self.online = BackboneWithHead(backbone, three_layer_head(channels, model.head_hidden_dim, model.head_out_dim))
         self.predictor = MLPHead(model.head_out_dim, model.predictor_hidden_dim, model.head_out_dim)

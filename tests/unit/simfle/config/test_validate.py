@@ -104,7 +104,7 @@ def test_unused_fields_exist() -> None:
 def test_a_method_ignores_the_range_of_fields_that_it_does_not_use(method: str) -> None:
     invalid = {
         "contrastive.queue_size": ({"contrastive": ContrastiveConfig(queue_size=0)}, ("simclr", "moco", "swav", "fra")),
-        "ema_momentum": ({"ema_momentum": 2.0}, ("simfle", "byol", "moco", "dino", "care", "fra")),
+        "ema_momentum": ({"ema_momentum": 2.0}, ("simfle", "byol", "moco", "mocov3", "dino", "care", "fra")),
         "mask_groups": ({"mask_groups": 0}, ("simfle",)),
     }
     for name, (change, users) in invalid.items():

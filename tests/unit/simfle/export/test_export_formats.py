@@ -81,7 +81,13 @@ def test_onnx_that_differs_is_not_given_away(tmp_path: Path, monkeypatch: pytest
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("source", [f"random:{MODEL}+size=32", "random:test_vit+size=64"])
+FAMILIES = ("convnext_atto", "efficientnet_lite0", "regnetx_002", "vit_tiny_patch16_dinov3_qkvb")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [f"random:{MODEL}+size=32", "random:test_vit+size=64", *(f"random:{name}+size=64" for name in FAMILIES)],
+)
 def test_timm_reads_the_folder(source: str, run: Path, tmp_path: Path) -> None:
     backbone = open_backbone(source)
     folder = export_huggingface(run, _as_exported(backbone), tmp_path / "hub")
@@ -93,6 +99,20 @@ def test_timm_reads_the_folder(source: str, run: Path, tmp_path: Path) -> None:
     pixels = timm.data.create_transform(**data)(_pil(image))
     wanted = backbone.module(torch.from_numpy(image).permute(2, 0, 1)[None])
     torch.testing.assert_close(model(pixels[None]), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_mobilenetv4_is_read_as_a_map_whose_mean_are_the_features(run: Path, tmp_path: Path) -> None:
+    """timm pools before the last convolution, the backbone after it; the card says so."""
+    backbone = open_backbone("random:mobilenetv4_conv_small_050+size=64")
+    folder = export_huggingface(run, _as_exported(backbone), tmp_path / "hub")
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
+    images = torch.rand(2, 3, 64, 64)
+    maps = model(images)
+    assert maps.shape == (2, 1280, 2, 2)
+    torch.testing.assert_close(maps.mean((2, 3)), backbone.module.feature_map(images).mean((2, 3)))
+    card = (folder / "README.md").read_text()
+    assert "[None]).mean((2, 3))  # [1, C]" in card
+    assert "pooler_output" not in card
 
 
 @pytest.mark.parametrize("name", ["resnet18", "test_vit"])

@@ -25,12 +25,14 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[4]
 
 
-def make_checkpoint(run: Path, step: int, complete: bool = True) -> dict[str, dict[str, torch.Tensor]]:
+def make_checkpoint(
+    run: Path, step: int, complete: bool = True, model: str = MODEL, side: int = 224
+) -> dict[str, dict[str, torch.Tensor]]:
     """Write a checkpoint as training does; return the tensors of online and target."""
     folder = run / "checkpoints" / f"step-{step:08d}"
     folder.mkdir(parents=True)
     torch.manual_seed(step)
-    networks = {name: dict(build_backbone(MODEL).state_dict()) for name in ("online", "target")}
+    networks = {name: dict(build_backbone(model, 0, side).state_dict()) for name in ("online", "target")}
     tensors = {f"{name}.backbone.{key}": value for name, state in networks.items() for key, value in state.items()}
     tensors["online.projector.0.weight"] = torch.ones(2, 2)
     tensors["facemae.encoder.weight"] = torch.ones(2)
@@ -64,6 +66,24 @@ def test_both_networks_of_the_newest_complete_checkpoint(run: Path) -> None:
         assert card.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
         assert (card.name, card.network, card.size, card.mean) == (MODEL, name, 64, (0.5, 0.4, 0.3))
         assert card.run == {"folder": "run", "checkpoint": "step-00000120", "step": 120}
+
+
+VITS = ("vit_small_patch14_reg4_dinov2", "vit_tiny_patch16_dinov3_qkvb", "vit_tiny_patch16_224")
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_a_vit_is_exported_for_its_views(name: str, tmp_path: Path) -> None:
+    """Also with register tokens, whose positions are those of the patches alone, and without any positions."""
+    run, side = tmp_path / "run", 4 * int(name.split("patch")[1][:2])
+    config = {"model": {"backbone": name, "mean": [0.5] * 3, "std": [0.2] * 3}, "views": {"size": side}}
+    wanted = make_checkpoint(run, 3, model=name, side=side)["online"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    backbone = load_backbone(export_backbones(run)["online"])
+    assert backbone.card.size == side
+    found = backbone.module.network.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in wanted.items())
+    maps = backbone.module.maps(torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8))
+    assert maps.shape[2:] == (4, 4)
 
 
 def test_a_config_that_says_otherwise_than_the_checkpoint_is_not_put_on_a_card(run: Path) -> None:

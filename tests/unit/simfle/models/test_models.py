@@ -136,7 +136,7 @@ def test_grouping_and_reconstruction_do_not_reach_the_backbone() -> None:
     ("model", "views", "message"),
     [
         (ModelConfig(backbone="resnet51"), VIEWS, "timm has no 'resnet51'; did you mean resnet51q or resnet50"),
-        (ModelConfig(backbone="vit_tiny_patch16_224"), VIEWS, "has no feature map"),
+        (ModelConfig(backbone="swin_tiny_patch4_window7_224"), VIEWS, "has no feature map"),
         (ModelConfig(backbone="resnet10t", mask_groups=7, facemae=TINY), VIEWS, "model.mask_groups=7: does not divide"),
         (
             ModelConfig(backbone="resnet10t", grouping_init="fixed", facemae=TINY),

@@ -6,10 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from distributed.runs import SETTINGS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from simfle.config.schema import PretrainConfig, load
@@ -18,7 +21,7 @@ from simfle.models.registry import build_method
 from simfle.plan import model_cost
 from simfle.plan.estimate import ClusterSpec, DatasetSpec, estimate, memory, traffic
 from simfle.plan.hardware import load_constants, network_rate
-from simfle.plan.model_cost import CONVOLUTIONS, PRODUCTS, REST, LinearCost, ModelCost, measure_cost
+from simfle.plan.model_cost import CONVOLUTIONS, GRADIENTS, PRODUCTS, REST, LinearCost, ModelCost, measure_cost
 from simfle.plan.roofline import roofline
 from simfle.runtime import zero_stage
 from simfle.runtime.distributed import compute_batch_layout
@@ -92,6 +95,42 @@ def test_counts_the_real_network() -> None:
     assert work.norms > 5 * 53
     assert work.narrow == 0
     assert work.parameters - work.trained == pytest.approx(33e6, rel=0.05)  # the target: see the method's page
+
+
+# Multiply-adds of a forward pass of one image of 224 px, as published with each network (timm's results), and tokens.
+FORWARD = {
+    "convnext_atto": 0.55e9,
+    "efficientnet_lite0": 0.40e9,
+    "mobilenetv4_conv_small": 0.19e9 + 48 * 960 * 1280,  # its last convolution on 7 x 7 positions instead of one
+    "regnetx_002": 0.20e9,
+    "vit_tiny_patch16_224": 1.08e9 + 12 * 2 * 197 * 197 * 192,  # the published number leaves out the attention products
+    "vit_tiny_patch16_dinov3_qkvb": 1.08e9 * 201 / 197 + 12 * 2 * 201 * 201 * 192,
+}
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_each_family_has_a_cost(name: str) -> None:
+    """SimCLR: two views forward and backward, which is three forward passes each; heads add little."""
+    settings = (f"model.backbone={name}", "model.method=simclr", "model.head_hidden_dim=64", "model.head_out_dim=64")
+    work = measure_cost(config_of("train.precision=fp32", *settings))
+    assert work.conv.each + work.matmul.each == pytest.approx(2 * 3 * 2 * FORWARD[name], rel=0.08)
+    assert work.activations.each > 0
+    transformer = name.startswith("vit")
+    assert (work.matmul.each > work.conv.each) == transformer
+    assert (work.norms > 0) == (not transformer and name != "convnext_atto")
+
+
+def test_gradients_of_a_grouped_convolution_cost_one_forward_pass_each() -> None:
+    images = torch.randn(2, 8, 9, 9, requires_grad=True)
+    for groups, transposed in ((1, False), (4, False), (8, False), (4, True)):
+        kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+        layer = kind(8, 16, 3, stride=2, padding=1, groups=groups)
+        with FlopCounterMode(display=False, custom_mapping=GRADIENTS) as forward:
+            output = layer(images)
+        with FlopCounterMode(display=False, custom_mapping=GRADIENTS) as backward:
+            output.sum().backward()
+        assert forward.get_total_flops() == 2 * 2 * (81 if transposed else 25) * 9 * 8 * 16 // groups
+        assert backward.get_total_flops() == 2 * forward.get_total_flops()
 
 
 def test_counts_the_checkpoint(tmp_path: Path) -> None:

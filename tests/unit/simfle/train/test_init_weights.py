@@ -21,6 +21,7 @@ from shards.io.hashing import hash_file
 from simfle.config.parsing import absolute_source
 from simfle.config.schema import DataConfig, PretrainConfig, TrainConfig, config_digest, run_identity
 from simfle.errors import UserError
+from simfle.eval.backbones.external import open_backbone
 from simfle.eval.backbones.load import BackboneMetadata
 from simfle.models.backbone import build_backbone
 from simfle.models.base import Method
@@ -179,6 +180,66 @@ def test_positions_of_a_transformer_are_interpolated(tmp_path: Path) -> None:
     assert loaded.mismatched == []
     assert found.shape == (1, 5, 64)
     assert torch.equal(found[:, 0], network.pos_embed[:, 0])
+
+
+REGISTERS, DINOV3 = "vit_small_patch14_reg4_dinov2", "vit_tiny_patch16_dinov3_qkvb"
+
+
+def as_dinov2(own: State) -> State:
+    """Return tensors under the names of DINOv2's own files, whose class token has a position."""
+    rest = {name: value for name, value in own.items() if name not in ("reg_token", "pos_embed", "cls_token")}
+    first = torch.ones(1, 1, 384)
+    positions = torch.cat([first, own["pos_embed"]], dim=1)
+    tokens = {"cls_token": own["cls_token"] - first, "register_tokens": own["reg_token"], "pos_embed": positions}
+    return {**rest, **tokens, "mask_token": torch.zeros(1, 384)}
+
+
+def as_dinov3(own: State) -> State:
+    """Return tensors under the names of DINOv3's own files."""
+    found = {name: value for name, value in own.items() if not name.endswith(("q_bias", "v_bias", "k_bias"))}
+    for name in [name for name in own if name.endswith("q_bias")]:
+        stem = name.removesuffix("q_bias")
+        parts = [own[f"{stem}q_bias"], torch.zeros_like(own[f"{stem}q_bias"]), own[f"{stem}v_bias"]]
+        found[f"{stem}qkv.bias"] = torch.cat(parts)
+    for old, new in (("reg_token", "storage_tokens"), ("gamma_1", "ls1.gamma"), ("gamma_2", "ls2.gamma")):
+        found = {name.replace(old, new): value for name, value in found.items()}
+    return {**found, "mask_token": torch.zeros(1, 192), "rope_embed.periods": torch.ones(16)}
+
+
+@pytest.mark.parametrize(("name", "rename", "side"), [(REGISTERS, as_dinov2, 28), (DINOV3, as_dinov3, 32)])
+def test_the_authors_files_of_dinov2_and_dinov3_are_read(
+    name: str, rename: Callable[[State], State], side: int, tmp_path: Path
+) -> None:
+    """Also by an evaluation; the positions are those of a larger image."""
+    torch.manual_seed(9)
+    own = build_backbone(name, 0, 2 * side).state_dict()
+    own = {key: value + 0.5 for key, value in own.items()}
+    torch.save(rename(own), tmp_path / "weights.pth")
+    chosen = replace(pretraining(tmp_path / "weights.pth", backbone=name), views=replace(VIEWS, size=side))
+    model = build(chosen)
+    loaded = fill(model, read(str(tmp_path / "weights.pth")), chosen)
+    assert (loaded.loaded, loaded.missing, loaded.mismatched) == (loaded.wanted, [], [])
+    found = model.state_dict()
+    for key, value in own.items():
+        if key != "pos_embed":
+            assert torch.allclose(found[f"online.backbone.{key}"], value, atol=1e-6), key
+            assert torch.equal(found[f"target.backbone.{key}"], found[f"online.backbone.{key}"]), key
+    assert ("pos_embed" in own) == (name == REGISTERS)
+    if name == REGISTERS:
+        assert found["online.backbone.pos_embed"].shape == (1, 4, 384)
+    evaluated = open_backbone(f"weights:{name}@{tmp_path / 'weights.pth'}+size={2 * side}").module.network.state_dict()
+    assert all(torch.allclose(evaluated[key], value, atol=1e-6) for key, value in own.items())
+
+
+def test_positions_of_a_transformer_with_registers_are_interpolated(tmp_path: Path) -> None:
+    torch.manual_seed(9)
+    network = build_backbone(REGISTERS, 0, 56)
+    save_file(network.state_dict(), tmp_path / "vit.safetensors")
+    chosen = replace(pretraining(tmp_path / "vit.safetensors", backbone=REGISTERS), views=replace(VIEWS, size=28))
+    model = build(chosen)
+    loaded = fill(model, read(str(tmp_path / "vit.safetensors")), chosen)
+    assert loaded.mismatched == loaded.missing == []
+    assert model.state_dict()["online.backbone.pos_embed"].shape == (1, 4, 384)  # no row for class and register tokens
 
 
 def save_run(run: Path, method: str = "byol", **changes: object) -> State:

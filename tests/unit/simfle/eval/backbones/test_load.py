@@ -14,6 +14,7 @@ from torch import nn
 
 import simfle
 from simfle.errors import UserError
+from simfle.eval.backbones.external import open_backbone
 from simfle.eval.backbones.load import load_backbone, random_backbone, read_metadata, recalibrate_batchnorm
 from simfle.eval.tasks import identify
 
@@ -74,6 +75,17 @@ def test_calibration_sets_the_statistics_of_the_images_and_nothing_else(make_bac
     assert not calibrated.module.training
     features = calibrated.module(images(12))
     assert not torch.equal(features, plain.module(images(12)))
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto"])
+def test_recalibrating_a_network_without_batchnorm_changes_nothing_and_reads_no_images(name: str) -> None:
+    backbone = open_backbone(f"random:{name}+size=32")
+    before = {key: value.clone() for key, value in backbone.module.state_dict().items()}
+    batches = iter(images(8).split(4))
+    recalibrate_batchnorm(backbone, batches)
+    assert all(torch.equal(value, before[key]) for key, value in backbone.module.state_dict().items())
+    assert not backbone.module.training
+    assert len(list(batches)) == 2
 
 
 def test_missing_files_are_named(tmp_path: Path, make_backbone: MakeBackbone) -> None:

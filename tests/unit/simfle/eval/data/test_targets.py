@@ -11,6 +11,7 @@ from helpers.eval_fixtures import MakeBackbone, MakeShards
 
 from simfle.errors import UserError
 from simfle.eval.analysis.results import Result, read_results
+from simfle.eval.backbones.external import open_backbone
 from simfle.eval.config import EvalConfig, LandmarkConfig, LinearFastConfig
 from simfle.eval.data.splits import read_split
 from simfle.eval.data.targets import affect, landmarks, sizes, votes
@@ -164,6 +165,21 @@ def test_protocols_from_end_to_end(shards: str, make_backbone: MakeBackbone, tmp
     for found in (cloud, feelings, marks, looks):
         assert found.metrics["intervals"][found.metric][0] <= found.score <= found.metrics["intervals"][found.metric][1]
         assert sorted(found.samples.keys) == sorted(read_split([shards], "test").keys)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto"])
+def test_activation_maps_of_a_vit_and_a_convnext(name: str, shards: str, tmp_path: Path) -> None:
+    """The mean of a class's evidence over positions, before clipping, is its logit."""
+    found = run(shards, Path(f"random:{name}+size=32"), tmp_path, "cam", image_size=64)
+    assert 0 < found.metrics["chance"] < 1
+    assert found.metrics["gain"] == pytest.approx(found.metrics["share"] / found.metrics["chance"])
+    module = open_backbone(f"random:{name}+size=32").module
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    maps = module.maps(images)
+    assert maps.shape[2:] == ((4, 4) if name.startswith("vit") else (2, 2))
+    layer = torch.randn(maps.shape[1], 3)
+    evidence = torch.einsum("bchw,ck->bkhw", maps, layer)
+    torch.testing.assert_close(evidence.mean((2, 3)), module(images) @ layer, rtol=1e-3, atol=1e-4)
 
 
 def test_shards_without_what_is_asked_for(faces_without: str, make_backbone: MakeBackbone, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ SMALL = FaceMAEConfig(
 )
 MODEL = ModelConfig(backbone="resnet18", head_hidden_dim=32, head_out_dim=16, mask_groups=8, facemae=SMALL)
 MAE = replace(MODEL, method="mae", backbone="vit_tiny_patch16_224")
+DINOV3 = replace(MODEL, method="byol", backbone="vit_tiny_patch16_dinov3_qkvb")  # its blocks are an nn.ModuleList
 
 
 def batch() -> Batch:
@@ -50,7 +51,7 @@ def steps(model: ModelConfig, *, count: int = 2) -> tuple[dict[str, torch.Tensor
     return {**method.state_dict(), "total": total.detach()}, most
 
 
-@pytest.mark.parametrize("model", [MODEL, MAE], ids=["simfle", "mae"])
+@pytest.mark.parametrize("model", [MODEL, MAE, DINOV3], ids=["simfle", "mae", "dinov3"])
 def test_recomputing_changes_nothing_but_what_is_kept(model: ModelConfig) -> None:
     plain, kept = steps(model)
     again, fewer = steps(replace(model, activation_checkpointing=True))

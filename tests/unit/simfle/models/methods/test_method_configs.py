@@ -18,6 +18,7 @@ BLOCK = 512 * (3 * 512 + 512 + 2 * 2048) + 3 * 512 + 512 + 2048 + 512 + 4 * 512 
 BYOL_HEADS = 2 * (4096 + 2 * 4096 + 256) + 4096 * (2048 + 256 + 256 + 256)  # projector and predictor
 PREDICTOR = 4096 * (256 + 256) + 3 * 4096 + 256
 ATTENTION = 2 * 256 + 2 * 2048 + 256 * (2048 + 1) + 4 * 256 * (256 + 1)  # two norms, the maps' embedding, four products
+VIT_SMALL = 384 * (197 + 1) + 12 * (12 * 384**2 + 13 * 384) + 2 * 384  # tokens, blocks and the last norm
 SIZES = {
     "byol": (RESNET50, BYOL_HEADS, 0),
     "simsiam": (
@@ -27,6 +28,11 @@ SIZES = {
     ),
     "simclr": (RESNET50, 2048 * 2048 + 2048 + 2048 * 128 + 128, 0),
     "moco": (RESNET50, 2048 * 2048 + 2048 + 2048 * 128 + 128, 65536 * 128),
+    "mocov3": (
+        VIT_SMALL,  # without the patch projection
+        4096 * (384 + 4096 + 256) + 2 * 2 * 4096 + 4096 * (256 + 256) + 2 * 4096,
+        0,
+    ),
     "swav": (RESNET50, 2048 * 2048 + 3 * 2048 + 2048 * 128 + 128 + 3000 * 128, 0),
     "vicreg": (RESNET50, 8192 * (2048 + 8192 + 8192) + 7 * 8192, 0),
     "mae": (85_798_656 - 197 * 768, 768 * 512 + 512 + 512 + 8 * BLOCK + 1024 + 512 * 768 + 768, 0),

@@ -28,6 +28,7 @@ BUDGET = {
     "simsiam": 800,
     "simclr": 635,
     "moco": 800,
+    "mocov3": 1200,
     "swav": 740,
     "vicreg": 750,
     "mae": 1710,
@@ -95,6 +96,13 @@ def test_the_variants_of_simfle_stay_on_the_gpu() -> None:
     attending = replace(config("simfle").facemae, cross_attention=True, masking="random")
     for changes in ({"distillation": "predict"}, {"grouping_init": "reference"}, {"facemae": attending}):
         assert step(config("simfle", **changes))[1].devices == {CUDA}
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto"])
+def test_other_backbones_stay_on_the_gpu(name: str) -> None:
+    losses, launches = step(config("simfle", backbone=name))
+    assert launches.devices == {CUDA}
+    assert losses["total"].dtype == torch.float32
 
 
 def test_dino_with_a_warm_up_and_frozen_prototypes_stays_on_the_gpu() -> None:

@@ -9,6 +9,7 @@ from distributed.launch import processes
 from helpers.method_processes import rows
 
 from simfle.config.schema import VICRegConfig
+from simfle.models.methods.mocov3 import contrast
 from simfle.models.methods.simclr import nt_xent
 from simfle.models.methods.swav import sinkhorn
 from simfle.models.methods.vicreg import vicreg
@@ -19,7 +20,7 @@ SCRIPT = Path(__file__).parents[4] / "helpers" / "method_processes.py"
 
 
 # Stage 3 partitions parameters; 1 and 2 keep flat copies of what is trained.
-CASES = {"1": ["moco"], "3": ["simclr", "moco", "swav", "vicreg", "mae", "dino", "care", "fra"]}
+CASES = {"1": ["moco"], "3": ["simclr", "moco", "mocov3", "swav", "vicreg", "mae", "dino", "care", "fra"]}
 EACH = [f"{stage}:{name}" for stage, names in CASES.items() for name in names]
 
 
@@ -50,6 +51,16 @@ def test_vicreg_sees_the_global_batch(ranks: list[dict]) -> None:
     for view, z in enumerate((z1, z2)):
         gradient = torch.tensor([row for rank in ranks for row in rank["of_vicreg"][view]], dtype=torch.float64)
         assert torch.allclose(gradient, z.grad, rtol=1e-10, atol=1e-14)
+
+
+def test_moco_v3_sees_the_keys_of_the_global_batch(ranks: list[dict]) -> None:
+    query, key = rows(0).requires_grad_(), rows(1)
+    loss, accuracy = contrast(query, key, 0.3)
+    loss.backward()
+    parts = torch.tensor([rank["mocov3"] for rank in ranks], dtype=torch.float64)
+    assert parts.mean(dim=0).tolist() == pytest.approx([loss.item(), accuracy.item()], rel=1e-12)
+    gradient = torch.tensor([row for rank in ranks for row in rank["of_mocov3"]], dtype=torch.float64)
+    assert torch.allclose(gradient, query.grad, rtol=1e-10, atol=1e-14)
 
 
 def test_one_process_alone_waits_for_nobody(ranks: list[dict]) -> None:
