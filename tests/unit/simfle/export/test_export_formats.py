@@ -102,7 +102,7 @@ def test_timm_reads_the_folder(source: str, run: Path, tmp_path: Path) -> None:
 
 
 def test_mobilenetv4_is_read_as_a_map_whose_mean_are_the_features(run: Path, tmp_path: Path) -> None:
-    """timm pools before the last convolution, the backbone after it; the card says so."""
+    """timm pools before the last convolution, the backbone after it; the card reports this."""
     backbone = open_backbone("random:mobilenetv4_conv_small_050+size=64")
     folder = export_huggingface(run, _as_exported(backbone), tmp_path / "hub")
     model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
