@@ -34,8 +34,8 @@ class BackboneMetadata:
 
     name: timm's; network: online, target, random, or the kind of third-party weights (timm, ...); features: number C;
     mean, std: of the normalization, for values in [0, 1]; size: side of the training views in pixels; run: origin (run
-    folder, step, ...); sha256: of the weights file, "" if unknown (earlier exports); output_stride: of the feature map
-    (0 = the network's default).
+    folder, step, `init`: source and sha256 of `model.init` if set, ...); sha256: of the weights file, "" if unknown
+    (earlier exports); output_stride: of the feature map (0 = the network's default).
     """
 
     name: str

@@ -64,6 +64,9 @@ def test_both_networks_of_the_newest_complete_checkpoint(run: Path) -> None:
         assert card.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
         assert (card.name, card.network, card.size, card.mean) == (MODEL, name, 64, (0.5, 0.4, 0.3))
         assert card.run == {"folder": "run", "checkpoint": "step-00000120", "step": 120}
+    init = {"source": "timm:resnet18", "sha256": "ab12", "loaded": 3, "wanted": 4}
+    (run / "init.json").write_text(json.dumps(init | {"missing": 1}))
+    assert load_backbone(export_backbones(run)["online"]).card.run["init"] == init
 
 
 def test_a_config_that_says_otherwise_than_the_checkpoint_is_not_put_on_a_card(run: Path) -> None:

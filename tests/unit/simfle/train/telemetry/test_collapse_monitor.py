@@ -130,6 +130,9 @@ def test_watch_and_report_show_the_rank_beside_a_random_network(tmp_path: Path) 
     shown = dict(facts(status(run)))
     assert shown["features"] == "rank 2.7, random network 8.5; they collapse, see docs/collapse.md"
     assert shown["monitor"] == "knn 0.42, linear 0.49"
+    (run / "init.json").write_text("{}")
+    assert dict(facts(status(run)))["features"].startswith("rank 2.7, at the start 8.5; they collapse")
+    (run / "init.json").unlink()
     page = render(Content(read_runs([run]), tables([], 5), [], Extras()))
     assert 'id="features"' in page
     assert "run, random network ends at 8.5" in page
