@@ -103,7 +103,7 @@ def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
 def initial_weights(run: Path) -> dict[str, dict[str, Any]]:
     """Return the facts of RUN/init.json for a `backbone.json`, under `init`; empty for random initial weights."""
     found = run_files.read_initial_weights(run)
-    facts = {name: found[name] for name in ("source", "sha256", "loaded", "wanted") if name in found}
+    facts: dict[str, Any] = {name: found[name] for name in ("source", "sha256", "loaded", "wanted") if name in found}
     return {"init": facts} if facts else {}
 
 

@@ -61,6 +61,11 @@ class Confusion:
     table: list[list[int]]
     recall: list[float | None]
 
+    @property
+    def shares(self) -> list[list[float]]:
+        """Return each row in percent of its sum."""
+        return [[100 * count / max(sum(row), 1) for count in row] for row in self.table]
+
 
 def tables(results: Sequence[Result], resamples: int = 1000) -> Tables:
     """Return all tables of a report."""
@@ -76,11 +81,27 @@ def _rank(result: Result) -> tuple[bool, int]:
 
 
 def _names(found: Sequence[SummaryRow]) -> dict[str, str]:
-    """Remove the hash digits of ids where they remain distinct."""
-    ids = list(dict.fromkeys(row.id for row in found))
-    short = {name: re.sub(r"-[0-9a-f]{4,8}$", "", name) for name in ids}
-    values = list(short.values())
-    return {name: text if values.count(text) == 1 else name for name, text in short.items()}
+    """Name each backbone by its run and network; keep more of its id where names would be equal.
+
+    RUN-online-0123abcd -> RUN, trained; random-resnet18-64px-ab12 -> random weights.
+    """
+    kinds = {row.id: row.kind for row in found}
+    without_hash = {id: re.sub(r"-[0-9a-f]{4,8}$", "", id) for id in kinds}
+    names = {}
+    for id, kind in kinds.items():
+        text = without_hash[id]
+        ending = {"online": ", trained", "target": ", trained (EMA target)"}.get(kind, "")
+        name = f"{text.removesuffix(f'-{kind}')}{ending}" if text.endswith(f"-{kind}") else text
+        names[id] = "random weights" if kind == "random" else name
+    for longer in ({id: without_hash[id] for id in kinds}, {id: id for id in kinds}):
+        values = list(names.values())
+        names = {id: text if values.count(text) == 1 else _longer(kinds[id], longer[id]) for id, text in names.items()}
+    return names
+
+
+def _longer(kind: str, text: str) -> str:
+    """Return a name that holds more of an id."""
+    return f"random weights ({text.removeprefix('random-')})" if kind == "random" else text
 
 
 def confusions(shown: Tables) -> list[Confusion]:
@@ -91,7 +112,7 @@ def confusions(shown: Tables) -> list[Confusion]:
             continue
         table = np.sum([result.metrics["confusion"] for result in seeds], axis=0)
         recall = [row[place] / row.sum() if row.sum() else None for place, row in enumerate(table)]
-        title = f"{shown.names[backbone]}, {benchmark}, {protocol}"
+        title = f"{shown.names[backbone]}, {benchmark}, {readable(protocol)}"
         found.append(Confusion(title, seeds[0].classes, table.tolist(), recall))
     return found
 

@@ -21,7 +21,7 @@ def metrics_line(step: int) -> dict[str, Any]:
     losses = {"similarity": 4 / step, "reconstruction": 1.0, "distillation": 0.1, "grouping": 1e6 / step**2}
     losses["total"] = 5 / step
     speed = {"images_per_second": 100.0 + step, "data_wait": 0.25}
-    return {"step": step, "epoch": step / 10, "samples": 8 * step, "losses": losses, **speed}
+    return {"step": step, "epoch": step / 10, "samples": 8 * step, "lr": 0.1, "losses": losses, **speed}
 
 
 def make_run(folder: Path, config: PretrainConfig | None = None) -> Path:

@@ -121,7 +121,7 @@ def test_anchors_lead_somewhere(run: Path) -> None:
 def test_charts_are_svg_that_scales_and_says_what_it_shows(run: Path) -> None:
     text, _ = write(run)
     charts = [ElementTree.fromstring(found) for found in re.findall(r"<svg.*?</svg>", text, re.S)]
-    assert len(charts) == 11  # the comparison, three matrices, five losses, speed and waiting
+    assert len(charts) == 9  # the comparison, five losses, learning rate, speed and waiting
     for chart in charts:
         assert "viewBox" in chart.attrib
         assert "width" not in chart.attrib
@@ -135,11 +135,11 @@ def test_charts_are_svg_that_scales_and_says_what_it_shows(run: Path) -> None:
 def test_the_table_holds_the_results(run: Path) -> None:
     _, page = write(run)
     header, ours = page.row("backbone"), page.row("online")
-    assert header[1:] == ["faces, linear balanced accuracy", "faces, knn balanced accuracy"]
+    assert header[1:] == ["faces, linear probe balanced accuracy", "faces, kNN balanced accuracy"]
     low, high = tables(results_of(read_runs([run]))).rows[0].interval
     assert ours[1] == f"85.0 % {100 * low:.1f} % to {100 * high:.1f} %"
     assert ours[2].startswith("70.0 % ")
-    assert page.row("random-resnet18")[2] == "-"  # was not measured by kNN
+    assert page.row("random weights")[2] == "-"  # was not measured by kNN
     values = [cell.get("data-value") for cell in page.all("td")]
     assert "0.85" in {value[:6] for value in values if value}
     words = page.words()
@@ -166,7 +166,7 @@ def test_all_settings_are_told_with_whose_they_are(tmp_path: Path) -> None:
     add_result(run / "eval", "online-0123abcd", 0.8, benchmark="others")
     words = write(run)[1].words()
     assert "Settings of faces, linear, onlinelinear: epochs: 7" in words
-    assert "Settings of faces, linear, randomlinear: epochs: 9" in words
+    assert "Settings of faces, linear, random weightslinear: epochs: 9" in words
     assert "Settings of others, linearlinear: epochs: 7" in words
 
 
@@ -174,7 +174,7 @@ def test_differences_are_tested_in_pairs(run: Path) -> None:
     _, page = write(run)
     header = page.rows.index(["first", "second", "where", "first - second", "95 % interval", "p"])
     first, second, where, difference, interval, p = page.rows[header + 1]
-    assert (first, second, where, difference) == ("online", "random-resnet18", "faces, linear", "45.0 %")
+    assert (first, second, where, difference) == ("online", "random weights", "faces, linear probe", "45.0 %")
     low, high = (float(value.removesuffix(" %")) for value in interval.split(" to "))
     assert 0 < low < 45 < high
     assert float(p) < 0.05
@@ -182,10 +182,10 @@ def test_differences_are_tested_in_pairs(run: Path) -> None:
 
 def test_confusions_are_sums_over_seeds(run: Path) -> None:
     found = {matrix.title: matrix for matrix in confusions(tables(results_of(read_runs([run]))))}
-    table = np.array(found["online, faces, linear"].table)
+    table = np.array(found["online, faces, linear probe"].table)
     assert table.sum() == 2 * PEOPLE * EACH
     assert table.trace() == round((0.8 + 0.9) * PEOPLE * EACH)
-    assert found["online, faces, linear"].recall == pytest.approx(table.diagonal() / table.sum(1))
+    assert found["online, faces, linear probe"].recall == pytest.approx(table.diagonal() / table.sum(1))
 
 
 def test_metrics_where_less_is_better(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_runs_are_compared(run: Path, tmp_path: Path) -> None:
     assert [row[0] for row in page.rows if row[0].startswith("model.")] == ["model.method"]
     assert page.row("other")[1:] == ["byol", "resnet50", "30", "240", "256", "0", "125", "25.0 %"]
     assert page.row("run")[:2] == ["run", "method"]
-    assert "run ends at 0.1333; other ends at 0.1333" in text
+    assert "run (simfle) ends at 0.1333; other (byol) ends at 0.1333" in text
     assert len([row for row in page.rows if row[:1] == ["online"] and len(row) == 3]) == 1
 
 
@@ -248,7 +248,7 @@ def test_other_formats_hold_the_same_numbers(run: Path) -> None:
     assert [path.suffix for path in written] == [".html", ".md", ".csv", ".json"]
     lines = list(csv.DictReader(io.StringIO(written[2].read_text())))
     assert [(line["backbone"], line["protocol"]) for line in lines] == [
-        ("online", "linear"), ("online", "knn"), ("random-resnet18", "linear"),
+        ("online", "linear"), ("online", "knn"), ("random weights", "linear"),
     ]  # fmt: skip
     assert float(lines[0]["score"]) == pytest.approx(0.85)
     content = json.loads(written[3].read_text())

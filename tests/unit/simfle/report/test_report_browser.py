@@ -149,15 +149,15 @@ def test_nothing_overflows(browser: Browser, width: int) -> None:
 
 
 def test_headings_sort(browser: Browser) -> None:
-    names = "[...document.querySelectorAll('#scores tbody tr')].map(row => row.cells[0].innerText)"
-    assert browser.run(names) == ["online", "target", "random-resnet18"]
-    press = "document.querySelectorAll('#scores th button')[1].click()"
+    names = "[...document.querySelectorAll('table.scores tbody tr')].map(row => row.cells[0].innerText)"
+    assert browser.run(names) == ["online", "target", "random weights"]
+    press = "document.querySelectorAll('table.scores th button')[1].click()"
     browser.run(press)
-    assert browser.run(names) == ["target", "online", "random-resnet18"]
-    assert browser.run("document.querySelectorAll('#scores th')[1].getAttribute('aria-sort')") == "descending"
+    assert browser.run(names) == ["target", "online", "random weights"]
+    assert browser.run("document.querySelectorAll('table.scores th')[1].getAttribute('aria-sort')") == "descending"
     browser.run(press)
-    assert browser.run(names) == ["random-resnet18", "online", "target"]
-    browser.run("document.querySelectorAll('#scores th button')[0].click()")  # by name
-    assert browser.run(names) == ["target", "random-resnet18", "online"]
-    assert browser.run("document.querySelectorAll('#scores th[aria-sort]').length") == 1
+    assert browser.run(names) == ["random weights", "online", "target"]
+    browser.run("document.querySelectorAll('table.scores th button')[0].click()")  # by name
+    assert browser.run(names) == ["target", "random weights", "online"]
+    assert browser.run("document.querySelectorAll('table.scores th[aria-sort]').length") == 1
     assert browser.errors == []
