@@ -86,10 +86,14 @@ class Line:
     baseline: str = ""
 
 
-def curves(name: str, lines: Sequence[Line], over: str = "steps") -> str:
-    """Draw one quantity over steps or images; logarithmic if it spans more than two decades and is no percentage.
+def curves(name: str, lines: Sequence[Line], over: str = "steps", *, logarithmic: bool = True) -> str:
+    """Draw one quantity over steps or images as an SVG element.
 
-    Baselines are thin: dashed for random weights, dotted for other weights. over: unit of x.
+    Args:
+        name: title of the quantity.
+        lines: at least one; baselines are thin, dashed for random weights and dotted for other weights.
+        over: unit of x, steps or images.
+        logarithmic: whether the y axis may be logarithmic, which it is for values over more than two decades.
     """
     runs, baselines = [line for line in lines if not line.baseline], [line for line in lines if line.baseline]
     several = len(runs) > 1
@@ -104,7 +108,7 @@ def curves(name: str, lines: Sequence[Line], over: str = "steps") -> str:
             dashes = _dashes(line.baseline) if line.baseline else dashes
             axes.plot(line.x, line.y, color=color, linestyle=dashes, linewidth=width, marker=mark)
         values = [value for line in lines for value in line.y]
-        if min(values) > 0 and max(values) > 100 * min(values) and not name.endswith("%"):
+        if logarithmic and min(values) > 0 and max(values) > 100 * min(values):
             axes.set_yscale("log")
         axes.set_xlabel("images seen" if over == "images" else "step")
         axes.margins(x=0.02)

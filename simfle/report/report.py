@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ENDINGS = {"html": ".html", "markdown": ".md", "csv": ".csv", "json": ".json"}
 INITIAL, RANDOM = "initial_", "random_"  # prefixes of the baselines of a curve
 FACTS = 2  # columns of the table of results with their scores at the top of the page
+LINEAR = frozenset({"lr"})  # curves with a linear axis
 TOP = ("rank", "knn_accuracy", "linear_probe")  # curves of features at the top of the page
 ABOUT = {
     "total": "The weighted sum that training minimizes.",
@@ -245,7 +246,7 @@ def _curves(name: str, runs: Sequence[RunRecord], kind: str) -> tuple[str, str, 
                 value = scale * curve.values[-1]  # constant: measured once
                 lines.append(Line(label, place, [ends[0], ends[-1]], [value, value], baseline))
     title = charts.readable(name) + (", %" if scale == 100 else "")
-    chart = Markup(charts.curves(title, lines, over))
+    chart = Markup(charts.curves(title, lines, over, logarithmic=name not in LINEAR and scale == 1))
     return title + (" against images seen" if over == "images" else ""), ABOUT.get(name, ""), chart
 
 
