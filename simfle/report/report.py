@@ -324,13 +324,13 @@ def _facts(content: Content) -> list[tuple[str, str, str]]:
     for run in content.runs:
         last = {curve.name: curve.values[-1] for curve in run.features}
         start = "at the start" if run.start else "random weights"
-        for name, digits, baseline in (("rank", ".1f", INITIAL), ("knn_accuracy", ".1%", RANDOM)):
+        for name, unit, baseline in (("rank", "", INITIAL), ("knn_accuracy", " %", RANDOM)):
             if name in last:
-                below = last.get(baseline + name)
+                below, scale = last.get(baseline + name), 100 if unit else 1
                 word = start if baseline == INITIAL else "random weights"
-                about = "" if below is None else f"{word}: {below:{digits}}"
+                about = "" if below is None else f"{word}: {scale * below:.1f}{unit}"
                 title = "effective rank" if name == "rank" else "kNN accuracy during training"
-                facts.append((title, f"{last[name]:{digits}}", about))
+                facts.append((title, f"{scale * last[name]:.1f}{unit}", about))
         if "samples" in run.last:
             facts.append(("images seen", f"{run.last['samples']:,}", f"in {run.last['step']:,} steps"))
         else:
@@ -342,14 +342,15 @@ def _facts(content: Content) -> list[tuple[str, str, str]]:
 
 def _score_facts(shown: Tables) -> list[tuple[str, str, str]]:
     """Return the scores of the trained backbones in the first columns, each with that of random weights."""
-    facts = []
+    facts, several = [], len({benchmark for benchmark, _ in shown.places}) > 1
     for place in shown.places[:FACTS]:
         rows = [row for row in shown.rows if (row.benchmark, row.protocol) == place]
         own = [row for row in rows if row.kind != "random"] or rows
         random = next((row for row in rows if row.kind == "random" and row not in own), None)
         for row in own:
             about = f"random weights: {show(random.score, random.metric)}" if random else ""
-            title = f"{shown.names[row.id]}: {charts.readable(row.protocol)}, {charts.readable(row.metric)}"
+            where = f" on {row.benchmark}" if several else ""
+            title = f"{shown.names[row.id]}: {charts.readable(row.protocol)}{where}, {charts.readable(row.metric)}"
             facts.append((title, show(row.score, row.metric), about))
     return facts
 

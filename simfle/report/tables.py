@@ -19,6 +19,7 @@ from simfle.report.charts import SHARES, readable
 from simfle.report.load_runs import RunRecord
 
 Place = tuple[str, str]  # benchmark, protocol
+HASH = re.compile(r"-[0-9a-f]{4,8}$")  # at the end of a backbone's id
 ORDER = ("linear", "linear_fast", "knn", "finetune", "scratch")
 
 
@@ -86,22 +87,27 @@ def _names(found: Sequence[SummaryRow]) -> dict[str, str]:
     RUN-online-0123abcd -> RUN, trained; random-resnet18-64px-ab12 -> random weights.
     """
     kinds = {row.id: row.kind for row in found}
-    without_hash = {id: re.sub(r"-[0-9a-f]{4,8}$", "", id) for id in kinds}
-    names = {}
-    for id, kind in kinds.items():
-        text = without_hash[id]
-        ending = {"online": ", trained", "target": ", trained (EMA target)"}.get(kind, "")
-        name = f"{text.removesuffix(f'-{kind}')}{ending}" if text.endswith(f"-{kind}") else text
-        names[id] = "random weights" if kind == "random" else name
-    for longer in ({id: without_hash[id] for id in kinds}, {id: id for id in kinds}):
-        values = list(names.values())
-        names = {id: text if values.count(text) == 1 else _longer(kinds[id], longer[id]) for id, text in names.items()}
-    return names
+    names = {id: _short_name(id, kind) for id, kind in kinds.items()}
+    values = list(names.values())
+    names = {id: text if values.count(text) == 1 else _longer_name(id, kinds[id], text) for id, text in names.items()}
+    values = list(names.values())
+    return {id: text if values.count(text) == 1 else id for id, text in names.items()}
 
 
-def _longer(kind: str, text: str) -> str:
-    """Return a name that holds more of an id."""
-    return f"random weights ({text.removeprefix('random-')})" if kind == "random" else text
+def _short_name(id: str, kind: str) -> str:
+    if kind == "random":
+        return "random weights"
+    text = HASH.sub("", id)
+    ending = {"online": ", trained", "target": ", trained (EMA target)"}.get(kind, "")
+    return f"{text.removesuffix(f'-{kind}')}{ending}" if text.endswith(f"-{kind}") else text
+
+
+def _longer_name(id: str, kind: str, short: str) -> str:
+    """Add the shape of random weights, or the hash of trained ones."""
+    if kind == "random":
+        return f"{short} ({HASH.sub('', id).removeprefix('random-')})"
+    found = HASH.search(id)
+    return f"{short} ({found[0][1:]})" if found else id
 
 
 def confusions(shown: Tables) -> list[Confusion]:

@@ -211,6 +211,105 @@ def test_runs_are_compared(run: Path, tmp_path: Path) -> None:
     assert len([row for row in page.rows if row[:1] == ["online"] and len(row) == 3]) == 1
 
 
+def with_measures(run: Path, **features: float) -> Path:
+    """Add collapse metrics and probes to the metrics of a run."""
+    monitor = {"knn": 0.42, "linear": 0.5, "random_knn": 0.25, "random_linear": 0.375}
+    tables = {"features": {"rank": 20.0, "random_rank": 16.0} | features, "monitor": monitor}
+    lines = [metrics_line(step) | tables for step in (10, 20, 30)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
+def test_rank_and_probes_are_on_top_with_their_baselines(run: Path) -> None:
+    text, page = write(with_measures(run))
+    top = text[text.index('id="training"') : text.index('id="results"')]
+    for title in ("total loss", "learning rate", "effective rank of the features"):
+        assert f"<h3>{title}</h3>" in top
+    for expected in (
+        "effective rank of the features over 30 steps: run ends at 20; run, random weights ends at 16",
+        "kNN accuracy, % over 240 images: run ends at 42; run, random weights ends at 25",
+        "linear probe accuracy, % over 240 images: run ends at 50; run, random weights ends at 37.5",
+    ):
+        assert f'aria-label="{expected}"' in top
+        assert text.count(expected) == 1
+    facts = " ".join(page.words().split("Sections")[0].split())
+    assert "online: linear probe, balanced accuracy 85.0 % random weights: 40.0 %" in facts
+    assert "effective rank 20.0 random weights: 16.0" in facts
+    assert "kNN accuracy during training 42.0 % random weights: 25.0 %" in facts
+    assert facts.index("85.0 %") < facts.index("effective rank")
+    assert "the features collapse" not in facts
+    assert "monitor.probe_every" not in page.words().split("Commands to reproduce")[0]
+
+
+def test_a_run_from_other_weights_is_compared_with_its_start(tmp_path: Path) -> None:
+    run = with_measures(make_run(tmp_path / "run", PretrainConfig(model=ModelConfig(init="runs/first"))), rank=5.0)
+    (run / "init.json").write_text('{"source": "runs/first", "loaded": 7, "wanted": 8}')
+    text, page = write(run)
+    assert "effective rank of the features over 30 steps: run ends at 5; run, at the start ends at 16" in text
+    assert "kNN accuracy, % over 240 images: run ends at 42; run, random weights ends at 25" in text
+    words = page.words()
+    assert "run started from runs/first: 7 of 8 tensors loaded." in words
+    assert "effective rank 5.0 at the start: 16.0" in " ".join(words.split())
+    assert "run: the features collapse. They use far fewer dimensions than at the start." in words
+
+
+def test_methods_are_compared_on_one_page(tmp_path: Path) -> None:
+    runs = []
+    for name, method, steps, skill in (("a", "simfle", 100, 0.6), ("b", "byol", 300, 0.8)):
+        run = with_measures(make_run(tmp_path / name, PretrainConfig(model=ModelConfig(method=method))))
+        origin = {"folder": name, "step": steps}
+        add_result(run / "eval", f"{name}-online-0123abc{name}", skill, run=origin)
+        add_result(run / "eval", "random-resnet18-64px-ab12", 0.4)
+        runs.append(run)
+    (path,) = write_report(runs)
+    text, page = read(path)
+    assert "a (simfle) ends at 20; a (simfle), random weights ends at 16; b (byol) ends at 20;" in text
+    (seen,) = re.findall(r'aria-label="balanced accuracy against images seen: ([^"]*)"', text)
+    assert sorted(seen.split("; ")) == ["a, trained: 0.6 after 25600 images", "b, trained: 0.8 after 76800 images"]
+    trained = [row[0] for row in page.rows if row[0].endswith(", trained") and len(row) == 2]
+    assert trained == ["a, trained", "b, trained"]
+    assert page.rows.index(page.row("a, trained")) < page.rows.index(page.row("random weights"))
+
+
+def test_names_of_backbones_stay_distinct(tmp_path: Path) -> None:
+    for name in ("run-online-01234567", "run-target-01234568", "other-online-01234567", "other-online-01234568"):
+        add_result(tmp_path, name, 0.5)
+    add_result(tmp_path, "random-resnet18-64px-ab12", 0.5)
+    add_result(tmp_path, "random-resnet50-64px-ab13", 0.5)
+    assert tables(results_of([], [tmp_path]), 5).names == {
+        "run-online-01234567": "run, trained",
+        "run-target-01234568": "run, trained (EMA target)",
+        "other-online-01234567": "other, trained (01234567)",
+        "other-online-01234568": "other, trained (01234568)",
+        "random-resnet18-64px-ab12": "random weights (resnet18-64px)",
+        "random-resnet50-64px-ab13": "random weights (resnet50-64px)",
+    }
+
+
+def test_confusion_matrices_are_tables(run: Path) -> None:
+    text, page = write(run)
+    matrix = page.rows.index(["true \\ predicted", "anger", "joy", "fear"])
+    cells = [row[1:] for row in page.rows[matrix + 1 : matrix + 4]]
+    assert [row[0] for row in page.rows[matrix + 1 : matrix + 4]] == ["anger", "joy", "fear"]
+    assert all(98 <= sum(map(int, row)) <= 102 for row in cells)
+    assert 'class="high" style="--share:' in text
+
+
+def test_colors_follow_the_theme_and_figures_can_be_enlarged(run: Path) -> None:
+    text, page = write(with_measures(run))
+    charts = "".join(re.findall(r"<svg.*?</svg>", text, re.S))
+    assert not re.findall(r": (#[0-9a-f]{6})", charts)
+    dark = text[text.index("@media (prefers-color-scheme: dark)") :]
+    used = set(re.findall(r"var\((--\w+)\)", charts))
+    assert len(used) >= 4
+    assert all(f"{name}:" in dark[:900] for name in used)
+    assert len([tag for tag in page.all("button") if tag.get("class") == "zoom"]) == len(re.findall("<svg", text))
+    assert len(page.all("dialog")) == 1
+    regions = [tag for tag in page.all("div") if tag.get("class") == "scroll"]
+    assert regions
+    assert all(tag["tabindex"] == "0" and tag["aria-label"] for tag in regions)
+
+
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     folders = [make_run(tmp_path / name / "run") for name in ("a", "b")]
     assert [run.name for run in read_runs(folders)] == [str(folder) for folder in folders]
