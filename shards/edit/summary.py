@@ -93,13 +93,16 @@ def _number(value: Any) -> int:
     return value if isinstance(value, int) else 0
 
 
-def draw_contact_sheet(folder: Path, summary: ShardSummary, side: int) -> Image.Image:
-    """Draw the chosen images in squares of `side` pixels, each with label, split and key below it."""
+def draw_contact_sheet(folder: Path, summary: ShardSummary, side: int, *, keys: bool = True) -> Image.Image:
+    """Draw the chosen images in squares of `side` pixels, each with its label below it.
+
+    keys: also write split and key, which may contain the name of a person.
+    """
     if not summary.sheet:
         raise UserError(f"{folder}: contains no samples to show. Fix: choose other shards.")
     columns = min(COLUMNS, len(summary.sheet))
     rows = -(-len(summary.sheet) // columns)
-    width, height = side + GAP, side + GAP + 2 * LINE
+    width, height = side + GAP, side + GAP + (1 + keys) * LINE
     sheet = Image.new("RGB", (columns * width + GAP, rows * height + GAP), BACKGROUND)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(LINE - 2)
     for number, (info, position) in enumerate(summary.sheet):
@@ -111,7 +114,8 @@ def draw_contact_sheet(folder: Path, summary: ShardSummary, side: int) -> Image.
         sheet.paste(image, (left + (side - image.width) // 2, top + (side - image.height) // 2))
         label = sample.label(summary.manifest.labels) or "-"
         pen.text((left, top + side), _fit(pen, font, label, side), INK, font)
-        pen.text((left, top + side + LINE), _fit(pen, font, f"{info.split} {sample.key}", side), PALE, font)
+        if keys:
+            pen.text((left, top + side + LINE), _fit(pen, font, f"{info.split} {sample.key}", side), PALE, font)
     return sheet
 
 

@@ -28,6 +28,7 @@ COMMANDS = {
 }
 PEOPLE, IMAGES = 100, 21  # synthetic people and images per person
 LEAST = 32  # minimum number of images for training
+SAMPLE, SAMPLE_SIDE = 24, 96  # training images on the page, and their side in pixels
 TEST_SHARE = 0.25
 RARE = 20  # classes with fewer images are excluded from the probe
 
@@ -262,13 +263,14 @@ def _check_shards(shards: Path, data: Path | None) -> None:
 def _report(
     out: Path, data: Path | None, layout: Layout, stages: list[QuickstartStage], record: QuickstartState
 ) -> Path:
-    from simfle.report.contact_sheet import write_contact_sheet
+    from shards.edit.summary import draw_contact_sheet, summarize
     from simfle.report.report import Extras, write_report
     from simfle.report.report import ReportStage as Told
 
     sheet = out / "faces.png"
-    columns = write_contact_sheet(out / "shards", "train", sheet)
-    caption = f"Columns: {', '.join(columns)}. " if columns else ""
+    sample = summarize(out / "shards", ["train"], SAMPLE, 0, lambda *_: None)
+    draw_contact_sheet(out / "shards", sample, SAMPLE_SIDE, keys=False).save(sheet, "PNG")
+    caption = f"{len(sample.sheet)} training images, chosen at random, with their labels. "
     if data is None:
         caption += "All faces are synthetic: identity, pose, light and expression vary. Each person is in one split."
     else:

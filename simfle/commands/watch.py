@@ -141,7 +141,7 @@ def facts(now: "RunStatus") -> list[tuple[str, str]]:
         found.append(("speed", f"{now.images_per_second:.1f} images/s{wait}"))
     line = (_tail(now.run) or [{}])[-1]
     if features := line.get("features"):
-        found.append(("features", ranks(features)))
+        found.append(("features", ranks(features, run_files.baseline_name(now.run))))
     if monitor := line.get("monitor"):
         found.append(("monitor", ", ".join(f"{name} {value:.4g}" for name, value in monitor.items())))
     memory = line.get("gpu_memory")
@@ -156,10 +156,13 @@ def facts(now: "RunStatus") -> list[tuple[str, str]]:
     return found
 
 
-def ranks(features: dict[str, float]) -> str:
-    """Describe the rank of the backbone's features and of a random network's; warn if it is too low."""
+def ranks(features: dict[str, float], baseline: str) -> str:
+    """Describe the rank of the backbone's features and of its first weights; warn if it is too low.
+
+    baseline: name of the first weights.
+    """
     found = {name: f"{value:.1f}" for name, value in features.items()}
-    text = f"rank {found.get('rank', '?')}, random network {found.get('random_rank', '?')}"
+    text = f"rank {found.get('rank', '?')}, {baseline} {found.get('random_rank', '?')}"
     return text + (f"; features collapse, see {run_files.COLLAPSE_PAGE}" if run_files.is_collapsed(features) else "")
 
 

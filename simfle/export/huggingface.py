@@ -40,6 +40,7 @@ RECIPE = (
     ("precision", "train.precision"),
     ("seed", "train.seed"),
 )
+INIT = ("source", "sha256", "loaded", "wanted")  # of RUN/init.json
 EXAMPLE = """import timm, torch
 from PIL import Image, ImageOps
 
@@ -122,6 +123,7 @@ def _model_card(run: Path, backbone: LoadedBackbone, *, pooled: bool) -> str:
         loader=PackageLoader("simfle.export", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     shards = [str(folder) for folder in config["data"]["shards"]]
+    init = run_files.read_initial_weights(run)
     return environment.get_template("card.md").render(
         title=f"{config['model']['method']} {backbone.card.name}, {run.name}",
         card=backbone.card,
@@ -132,6 +134,7 @@ def _model_card(run: Path, backbone: LoadedBackbone, *, pooled: bool) -> str:
         corpora=_corpora(shards),
         splits=config["data"]["splits"],
         recipe=[(name, flatten(config).get(key, "-")) for name, key in RECIPE],
+        init={name: str(init.get(name, "")) for name in INIT},
         config_text=text,
         versions=_versions(run / "versions.json"),
         rows=_rows(read_results([run]), weights),

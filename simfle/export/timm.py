@@ -67,7 +67,7 @@ def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
     newest, found = read_newest(run, read_backbones)
     model, views = _config(run)
     _refuse_edited(run, newest, model, views)
-    name = model["backbone"]
+    name, init = model["backbone"], initial_weights(run)
     written = {}
     for network, tensors in found.items():
         if not tensors and network != NETWORKS[0]:
@@ -88,7 +88,7 @@ def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
             mean=tuple(model["mean"]),
             std=tuple(model["std"]),
             size=size,
-            run={"folder": run.name, "checkpoint": newest.name, "step": run_files.step_from_name(newest)},
+            run={"folder": run.name, "checkpoint": newest.name, "step": run_files.step_from_name(newest), **init},
             sha256=hashlib.sha256(weights).hexdigest(),
             output_stride=stride,
         )
@@ -98,6 +98,13 @@ def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
         write_atomic(folder / METADATA, (to_json(asdict(card), indent=1) + "\n").encode())
         written[network] = folder / WEIGHTS
     return written
+
+
+def initial_weights(run: Path) -> dict[str, dict[str, Any]]:
+    """Return the facts of RUN/init.json for a `backbone.json`, under `init`; empty for random initial weights."""
+    found = run_files.read_initial_weights(run)
+    facts: dict[str, Any] = {name: found[name] for name in ("source", "sha256", "loaded", "wanted") if name in found}
+    return {"init": facts} if facts else {}
 
 
 def _refuse_edited(run: Path, newest: Path, model: dict, views: dict) -> None:

@@ -1,8 +1,10 @@
-"""Faces for the images of a report, and layout of these images."""
+"""Faces for the images of a report, and the parts of its figures."""
 
 # N faces
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import sha256
 
 import cv2
 import numpy as np
@@ -11,23 +13,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shards.format.manifest import Manifest, read_manifest
+from shards.sources.synthetic.procedural import draw, list_entry
 from simfle.data.backends.jpeg_header import decode
 from simfle.data.dataset import ShardCorpus
 from simfle.errors import UserError
 from simfle.eval.features.resize import resize
 
 Image = NDArray[np.uint8]
-QUERIES, GALLERY = 6, 600  # numbers of query faces and of searched faces
-TILE, GAP, PER_ROW = 96, 4, 8  # side of a tile and gap in pixels, tiles per row
+QUERIES, GALLERY, HELDOUT = 6, 600, 400  # number of query, searched and held-out faces
+TILE = 96  # pixels
+SYNTHETIC = "procedural"  # corpus whose faces are no personal data
+SIDE = 128  # of synthetic faces, in pixels
 
 
 @dataclass(frozen=True)
-class Tile:
-    """Image with its caption. data: PNG or JPEG; wide: use the full width of the page."""
+class TileImage:
+    """PNG or JPEG with its text alternative."""
 
     data: bytes
-    caption: str
-    wide: bool = False
+    alt: str
 
     @property
     def kind(self) -> str:
@@ -36,12 +40,32 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class Tile:
+    """Images side by side with one caption. wide: use the full width of the page."""
+
+    images: list[TileImage]
+    caption: str
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Chart with its caption. svg: markup; small: of a baseline."""
+
+    title: str
+    svg: str
+    caption: str
+    small: bool = False
+
+
+@dataclass(frozen=True)
 class ReportFigure:
-    """Images of one kind of one run; about: explanation for the reader."""
+    """Images or charts of one kind of one run; about: explanation for the reader."""
 
     title: str
     about: str
-    tiles: list[Tile]
+    tiles: list[Tile] = field(default_factory=list)
+    charts: list[Chart] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -52,6 +76,11 @@ class FaceBatch:
     labels: list[int | None]
     groups: list[str]
     classes: tuple[str, ...]
+
+    @cached_property
+    def digests(self) -> list[bytes]:
+        """Return a hash of each image, by which exact copies are found."""
+        return [sha256(image.tobytes() + repr(image.shape).encode()).digest() for image in self.images]
 
     def named(self, place: int) -> str:
         """Return the label of one face as text."""
@@ -66,11 +95,21 @@ class FaceBatch:
 
 @dataclass(frozen=True)
 class FaceSet:
-    """Faces for the images: a few as queries, and many to search and to fit classifiers on."""
+    """Faces for the images.
+
+    queries: a few; gallery: many to search and to fit classifiers on, empty for synthetic faces; heldout: many of the
+    queries' split; manifests: of the shards.
+    """
 
     queries: FaceBatch
     gallery: FaceBatch
+    heldout: FaceBatch
     manifests: list[Manifest]
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Return whether all faces were drawn by this program."""
+        return all(each.corpus == SYNTHETIC for each in self.manifests)
 
     def source(self) -> str:
         """Return the corpora and their terms."""
@@ -87,14 +126,25 @@ def read_face_set(shards: Sequence[str]) -> FaceSet:
     splits = list(dict.fromkeys(name for each in manifests for name in each.splits))
     asked = next((name for name in ("test", "val") if name in splits), splits[0])
     searched = "train" if "train" in splits else splits[0]
-    candidates = _read(shards, asked, QUERIES * 8)
-    queries = pick_faces(candidates, _one_of_each(candidates))
+    heldout = _read(shards, asked, HELDOUT)
+    queries = pick_faces(heldout, _one_of_each(heldout))
     gallery = _read(shards, searched, GALLERY)
     if not queries.images:
         raise UserError(
             f"report: {', '.join(map(str, shards))} contain no decodable image. Fix: run simfle shards verify."
         )
-    return FaceSet(queries, gallery, manifests)
+    return FaceSet(queries, gallery, heldout, manifests)
+
+
+def synthetic_faces() -> FaceSet:
+    """Draw query faces of the procedural corpus, each of another person and expression; nothing to search."""
+    entries = [list_entry(0, person, person, SIDE) for person in range(QUERIES)]
+    names = tuple(sorted({str(entry.label) for entry in entries}))
+    images = [decode(np.frombuffer(draw(0, person, person, SIDE), np.uint8)) for person in range(QUERIES)]
+    labels: list[int | None] = [names.index(str(entry.label)) for entry in entries]
+    groups = [entry.group or "" for entry in entries]
+    batch = FaceBatch([image for image in images if image is not None], labels, groups, names)
+    return FaceSet(batch, pick_faces(batch, []), batch, [])
 
 
 def _read(shards: Sequence[str], split: str, most: int) -> FaceBatch:
@@ -137,31 +187,12 @@ def enlarge(image: Image, height: int = TILE) -> Image:
     return image.repeat(factor, 0).repeat(factor, 1)
 
 
-def grid(images: Sequence[Image]) -> Image:
-    """Arrange images of equal size on white, PER_ROW per row."""
-    side = images[0].shape[0]
-    columns = min(PER_ROW, len(images))
-    rows = -(-len(images) // columns)
-    sheet = np.full((rows * (side + GAP) - GAP, columns * (side + GAP) - GAP, 3), 255, np.uint8)
-    for place, image in enumerate(images):
-        top, left = (place // columns) * (side + GAP), (place % columns) * (side + GAP)
-        sheet[top : top + side, left : left + side] = image
-    return sheet
+def png(image: Image, alt: str) -> TileImage:
+    return TileImage(_encode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 9]), alt)
 
 
-def beside(first: Image, sheet: Image) -> Image:
-    """Place an image left of another one, with twice the gap between them."""
-    column = np.full((len(sheet), first.shape[1] + 2 * GAP, 3), 255, np.uint8)
-    column[: len(first), : first.shape[1]] = first
-    return np.concatenate([column, sheet], axis=1)
-
-
-def png(image: Image) -> bytes:
-    return _encode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 9])
-
-
-def jpeg(image: Image) -> bytes:
-    return _encode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 88])
+def jpeg(image: Image, alt: str) -> TileImage:
+    return TileImage(_encode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 88]), alt)
 
 
 def _encode(ending: str, image: Image, options: list[int]) -> bytes:

@@ -18,15 +18,23 @@ from simfle.runtime import run_files
 LOSSES = ("total", "similarity", "reconstruction", "distillation", "grouping")
 MEASURES = {
     "rank": ("features", "rank"),
-    "random_rank": ("features", "random_rank"),
+    "initial_rank": ("features", "random_rank"),
     "projection_rank": ("projection", "rank"),
+    "initial_projection_rank": ("projection", "random_rank"),
     "spread": ("features", "spread"),
     "uniformity": ("features", "uniformity"),
     "alignment": ("features", "alignment"),
+    "knn_accuracy": ("monitor", "knn"),
+    "random_knn_accuracy": ("monitor", "random_knn"),
     "linear_probe": ("monitor", "linear"),
-    "knn": ("monitor", "knn"),
+    "random_linear_probe": ("monitor", "random_linear"),
+    "probe_rank": ("monitor", "rank"),
+    "random_probe_rank": ("monitor", "random_rank"),
 }
-"""Curve name -> section and name in a line of metrics."""
+"""Curve name -> section and name in a line of metrics. Baselines: `initial_` of the first weights, `random_` of a
+random network; equal unless the run has `model.init`."""
+SPEEDS = ("lr", "images_per_second", "data_wait")
+ACCURACIES = ("knn_accuracy", "linear_probe")
 POINTS = 400  # maximum points of a curve
 PICTURES = 3  # first, middle, last
 SHOWN = {"model": ("method", "backbone"), "views": ("size", "face_size"), "train": ("global_batch", "seed")}
@@ -44,7 +52,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Run as read from its folder. name: name of the folder; last: newest line of metrics; pictures: (step, PNG)."""
+    """Run as read from its folder.
+
+    name: of the folder; speed: SPEEDS; features: MEASURES; accuracy: ACCURACIES over images seen; last: newest line of
+    metrics; pictures: (step, PNG); initial: RUN/init.json, empty for random initial weights.
+    """
 
     folder: Path
     name: str
@@ -52,10 +64,30 @@ class RunRecord:
     config_text: str
     versions: dict[str, Any]
     curves: list[Curve]
-    speed: list[Curve]  # images per second, and fraction of the time spent waiting for data
-    features: list[Curve]  # telemetry and monitor, see MEASURES
+    speed: list[Curve]
+    features: list[Curve]
+    accuracy: list[Curve]
     last: dict[str, Any]
     pictures: list[tuple[int, Path]]
+    initial: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """Return the name, with the method if the name does not contain it."""
+        method = str(self.config["model"]["method"])
+        return self.name if method.lower() in self.name.lower() else f"{self.name} ({method})"
+
+    @property
+    def start(self) -> str:
+        """Return the source of the initial weights; empty if they were random."""
+        return str(self.config["model"].get("init") or self.initial.get("source") or "")
+
+    @property
+    def collapsed(self) -> bool:
+        """Return whether the newest measured features have collapsed."""
+        last = {curve.name: curve.values[-1] for curve in self.features}
+        names = {"rank": "rank", "random_rank": "initial_rank"}
+        return run_files.is_collapsed({key: last[name] for key, name in names.items() if name in last})
 
     def typical(self, name: str) -> float | None:
         """Return the median of a curve of `speed` without its first line, which includes the start."""
@@ -99,10 +131,12 @@ def _read_run(folder: Path) -> RunRecord:
         config_text=read_text(path, encoding="utf-8"),
         versions=_versions(folder / "versions.json"),
         curves=_losses(lines),
-        speed=[curve for name in ("images_per_second", "data_wait") if (curve := _curve(name, lines)).values],
+        speed=[curve for name in SPEEDS if (curve := _curve(name, lines)).values],
         features=[curve for name in MEASURES if (curve := _measure(name, lines)).values],
+        accuracy=[curve for name in ACCURACIES if (curve := _measure(name, lines, "samples")).values],
         last=lines[-1],
         pictures=_pictures(folder / "images"),
+        initial=run_files.read_initial_weights(folder),
     )
 
 
@@ -177,10 +211,11 @@ def _losses(lines: list[dict[str, Any]]) -> list[Curve]:
     return [curve for name in names if (curve := _curve(name, flat)).values]
 
 
-def _measure(name: str, lines: list[dict[str, Any]]) -> Curve:
-    """Return one of MEASURES."""
+def _measure(name: str, lines: list[dict[str, Any]], over: str = "step") -> Curve:
+    """Return one of MEASURES over steps or over another number in each line."""
     table, key = MEASURES[name]
-    return _curve(name, [{"step": line["step"], name: line.get(table, {}).get(key, math.nan)} for line in lines])
+    known = [line for line in lines if over in line]
+    return _curve(name, [{"step": line[over], name: line.get(table, {}).get(key, math.nan)} for line in known])
 
 
 def _curve(name: str, lines: list[dict[str, Any]]) -> Curve:

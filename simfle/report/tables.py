@@ -19,6 +19,7 @@ from simfle.report.charts import SHARES, readable
 from simfle.report.load_runs import RunRecord
 
 Place = tuple[str, str]  # benchmark, protocol
+HASH = re.compile(r"-[0-9a-f]{4,8}$")  # at the end of a backbone's id
 ORDER = ("linear", "linear_fast", "knn", "finetune", "scratch")
 
 
@@ -61,6 +62,11 @@ class Confusion:
     table: list[list[int]]
     recall: list[float | None]
 
+    @property
+    def shares(self) -> list[list[float]]:
+        """Return each row in percent of its sum."""
+        return [[100 * count / max(sum(row), 1) for count in row] for row in self.table]
+
 
 def tables(results: Sequence[Result], resamples: int = 1000) -> Tables:
     """Return all tables of a report."""
@@ -76,11 +82,32 @@ def _rank(result: Result) -> tuple[bool, int]:
 
 
 def _names(found: Sequence[SummaryRow]) -> dict[str, str]:
-    """Remove the hash digits of ids where they remain distinct."""
-    ids = list(dict.fromkeys(row.id for row in found))
-    short = {name: re.sub(r"-[0-9a-f]{4,8}$", "", name) for name in ids}
-    values = list(short.values())
-    return {name: text if values.count(text) == 1 else name for name, text in short.items()}
+    """Name each backbone by its run and network; keep more of its id where names would be equal.
+
+    RUN-online-0123abcd -> RUN, trained; random-resnet18-64px-ab12 -> random weights.
+    """
+    kinds = {row.id: row.kind for row in found}
+    names = {id: _short_name(id, kind) for id, kind in kinds.items()}
+    values = list(names.values())
+    names = {id: text if values.count(text) == 1 else _longer_name(id, kinds[id], text) for id, text in names.items()}
+    values = list(names.values())
+    return {id: text if values.count(text) == 1 else id for id, text in names.items()}
+
+
+def _short_name(id: str, kind: str) -> str:
+    if kind == "random":
+        return "random weights"
+    text = HASH.sub("", id)
+    ending = {"online": ", trained", "target": ", trained (EMA target)"}.get(kind, "")
+    return f"{text.removesuffix(f'-{kind}')}{ending}" if text.endswith(f"-{kind}") else text
+
+
+def _longer_name(id: str, kind: str, short: str) -> str:
+    """Add the shape of random weights, or the hash of trained ones."""
+    if kind == "random":
+        return f"{short} ({HASH.sub('', id).removeprefix('random-')})"
+    found = HASH.search(id)
+    return f"{short} ({found[0][1:]})" if found else id
 
 
 def confusions(shown: Tables) -> list[Confusion]:
@@ -91,7 +118,7 @@ def confusions(shown: Tables) -> list[Confusion]:
             continue
         table = np.sum([result.metrics["confusion"] for result in seeds], axis=0)
         recall = [row[place] / row.sum() if row.sum() else None for place, row in enumerate(table)]
-        title = f"{shown.names[backbone]}, {benchmark}, {protocol}"
+        title = f"{shown.names[backbone]}, {benchmark}, {readable(protocol)}"
         found.append(Confusion(title, seeds[0].classes, table.tolist(), recall))
     return found
 

@@ -12,6 +12,7 @@ from shards.io.jsonl import iter_valid_lines, loads_object
 MAX_NUMBER = 1e100  # larger numbers overflow sums and axes
 MARKER = "COMPLETE"  # marks a complete checkpoint: written last
 STATE = "state.json"
+INITIAL_WEIGHTS = "init.json"  # source and tensors of model.init; missing for random initial weights
 # Eight digits, more only for larger steps: a user's copy `step-10` is not a checkpoint.
 CHECKPOINT = re.compile(r"step-(\d{8}|[1-9]\d{8,11})(\.png)?", re.ASCII)
 TABLES = ("features", "projection", "face", "monitor")  # optional tables of numbers by name in a line
@@ -27,6 +28,19 @@ def parse_metrics(text: str | bytes) -> list[dict[str, Any]]:
 def is_collapsed(features: dict[str, float]) -> bool:
     """Return whether features use far fewer dimensions than those of a random network of the same shape."""
     return features.get("rank", math.inf) < COLLAPSED * features.get("random_rank", 0.0)
+
+
+def read_initial_weights(run: Path) -> dict[str, Any]:
+    """Return RUN/init.json: `source`, `sha256`, and the counts `loaded` and `wanted`; empty for random weights."""
+    try:
+        return loads_object(read_bytes(run / INITIAL_WEIGHTS))
+    except (OSError, ValueError):
+        return {}
+
+
+def baseline_name(run: Path) -> str:
+    """Name the network that a run's features are compared with: its first weights, random without `model.init`."""
+    return "at the start" if (run / INITIAL_WEIGHTS).is_file() else "random network"
 
 
 def is_count(value: Any) -> bool:

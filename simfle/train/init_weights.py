@@ -23,12 +23,13 @@ from simfle.config.schema import PretrainConfig
 from simfle.errors import CollectiveError, UserError
 from simfle.eval.backbones import external
 from simfle.models.backbone import position_prefix
+from simfle.runtime import run_files
 from simfle.runtime.collective import main_process_tries
 from simfle.runtime.distributed import World
 from simfle.train.checkpointing.state_dict import State, persistent_buffers
 from simfle.train.init_source import InitialWeights, first_names, read
 
-FILE = "init.json"
+FILE = run_files.INITIAL_WEIGHTS
 BACKBONES = ("online.backbone.", "target.backbone.")
 SCHEDULE = ("progress",)  # DINO's fraction of the run, which starts from 0
 COUNTER = "num_batches_tracked"  # a buffer of BatchNorm, which older files lack

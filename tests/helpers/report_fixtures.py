@@ -21,7 +21,7 @@ def metrics_line(step: int) -> dict[str, Any]:
     losses = {"similarity": 4 / step, "reconstruction": 1.0, "distillation": 0.1, "grouping": 1e6 / step**2}
     losses["total"] = 5 / step
     speed = {"images_per_second": 100.0 + step, "data_wait": 0.25}
-    return {"step": step, "epoch": step / 10, "samples": 8 * step, "losses": losses, **speed}
+    return {"step": step, "epoch": step / 10, "samples": 8 * step, "lr": 0.1, "losses": losses, **speed}
 
 
 def make_run(folder: Path, config: PretrainConfig | None = None) -> Path:
@@ -46,8 +46,12 @@ def add_result(  # noqa: PLR0913 - what differs from test to test
     people: bool = True,
     benchmark: str = "faces",
     epochs: int = 7,
+    run: dict[str, Any] | None = None,
 ) -> Result:
-    """Write what a classifier would give that is right in a share `skill` of the samples (and guesses none)."""
+    """Write what a classifier would give that is right in a share `skill` of the samples (and guesses none).
+
+    run: origin on the backbone's card, such as folder and step.
+    """
     count = PEOPLE * EACH
     labels = np.arange(count) % len(names)
     wrong = np.random.default_rng(seed).permutation(count) >= round(skill * count)
@@ -64,7 +68,8 @@ def add_result(  # noqa: PLR0913 - what differs from test to test
     data |= {"classes": list(names) if kind == CLASSES else [], "chance": 1 / len(names) if kind == CLASSES else None}
     groups = [f"p{place // EACH}" if people else f"k{place}" for place in range(count)]
     samples = Samples([f"k{place}" for place in range(count)], groups, labels.tolist(), predictions.tolist())
-    about = {"id": backbone, "kind": backbone.partition("-")[0], "model": "resnet18"}
+    kind_of = next((name for name in ("random", "online", "target") if name in backbone.split("-")), backbone)
+    about = {"id": backbone, "kind": kind_of, "model": "resnet18", "card": {"run": run or {}}}
     command = ["python", "launchers/evaluate.py", "shards=[my faces]"]
     best = {metric: measured[metric] + 0.01} if protocol == "linear" else None
     result = Result(

@@ -32,8 +32,8 @@ class BackboneMetadata:
 
     name: timm's name; network: online, target, random, or the kind of third-party weights (timm, ...); features: number
     C; mean, std: normalization of values in [0, 1]; size: side of the training views in pixels; run: origin (run
-    folder, step, ...); sha256: SHA-256 of the weights file, "" if unknown (earlier exports); output_stride: stride of
-    the feature map (0 = the network's default).
+    folder, step, `init`: source and sha256 of `model.init` if set, ...); sha256: SHA-256 of the weights file, "" if
+    unknown (earlier exports); output_stride: stride of the feature map (0 = the network's default).
     """
 
     name: str

@@ -62,6 +62,15 @@ def test_the_sheet_shows_each_chosen_image_above_its_label(shards: Path) -> None
             assert text.min() < 200
 
 
+def test_a_sheet_without_keys_shows_no_name(shards: Path) -> None:
+    looked = summarize(shards, (), 3, 3, quiet)
+    with_keys, without = (np.asarray(draw_contact_sheet(shards, looked, 64, keys=keys)) for keys in (True, False))
+    row = GAP + 64 + LINE  # images, with the label below
+    np.testing.assert_array_equal(without[:row], with_keys[:row])
+    assert len(without) == len(with_keys) - LINE
+    assert without[row:].min() > 240  # only background
+
+
 def test_the_choice_is_seeded(shards: Path) -> None:
     first, again, other = (summarize(shards, (), 9, seed, quiet).sheet for seed in (1, 1, 2))
     assert first == again != other

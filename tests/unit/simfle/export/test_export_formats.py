@@ -166,11 +166,15 @@ def test_the_model_card_tells_the_run(run: Path, make_backbone: MakeBackbone, tm
     assert "after 12,345 images" in body
     assert "Inferring emotions of people at work" in body
     assert "method: simfle" in body
+    assert "| initial weights | random |" in body
+    (run / "init.json").write_text('{"source": "runs/first", "sha256": "0123456789abcdef", "loaded": 7, "wanted": 8}')
     shutil.rmtree(run / "eval")
     shutil.rmtree(read_shards(run))
     text = written()
     assert "State the corpus and its terms here" in text
     assert "the quality of these weights is unknown" in text
+    assert "| initial weights | runs/first |" in text
+    assert "runs/first (SHA-256 0123456789ab, 7 of 8 tensors loaded)" in text
 
 
 def read_shards(run: Path) -> Path:

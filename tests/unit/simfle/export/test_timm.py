@@ -66,6 +66,9 @@ def test_both_networks_of_the_newest_complete_checkpoint(run: Path) -> None:
         assert card.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
         assert (card.name, card.network, card.size, card.mean) == (MODEL, name, 64, (0.5, 0.4, 0.3))
         assert card.run == {"folder": "run", "checkpoint": "step-00000120", "step": 120}
+    init = {"source": "timm:resnet18", "sha256": "ab12", "loaded": 3, "wanted": 4}
+    (run / "init.json").write_text(json.dumps(init | {"missing": 1}))
+    assert load_backbone(export_backbones(run)["online"]).card.run["init"] == init
 
 
 VITS = ("vit_small_patch14_reg4_dinov2", "vit_tiny_patch16_dinov3_qkvb", "vit_tiny_patch16_224")

@@ -121,7 +121,7 @@ def test_anchors_lead_somewhere(run: Path) -> None:
 def test_charts_are_svg_that_scales_and_says_what_it_shows(run: Path) -> None:
     text, _ = write(run)
     charts = [ElementTree.fromstring(found) for found in re.findall(r"<svg.*?</svg>", text, re.S)]
-    assert len(charts) == 11  # the comparison, three matrices, five losses, speed and waiting
+    assert len(charts) == 9  # the comparison, five losses, learning rate, speed and waiting
     for chart in charts:
         assert "viewBox" in chart.attrib
         assert "width" not in chart.attrib
@@ -135,11 +135,11 @@ def test_charts_are_svg_that_scales_and_says_what_it_shows(run: Path) -> None:
 def test_the_table_holds_the_results(run: Path) -> None:
     _, page = write(run)
     header, ours = page.row("backbone"), page.row("online")
-    assert header[1:] == ["faces, linear balanced accuracy", "faces, knn balanced accuracy"]
+    assert header[1:] == ["faces, linear probe balanced accuracy", "faces, kNN balanced accuracy"]
     low, high = tables(results_of(read_runs([run]))).rows[0].interval
     assert ours[1] == f"85.0 % {100 * low:.1f} % to {100 * high:.1f} %"
     assert ours[2].startswith("70.0 % ")
-    assert page.row("random-resnet18")[2] == "-"  # was not measured by kNN
+    assert page.row("random weights")[2] == "-"  # was not measured by kNN
     values = [cell.get("data-value") for cell in page.all("td")]
     assert "0.85" in {value[:6] for value in values if value}
     words = page.words()
@@ -166,7 +166,7 @@ def test_all_settings_are_told_with_whose_they_are(tmp_path: Path) -> None:
     add_result(run / "eval", "online-0123abcd", 0.8, benchmark="others")
     words = write(run)[1].words()
     assert "Settings of faces, linear, onlinelinear: epochs: 7" in words
-    assert "Settings of faces, linear, randomlinear: epochs: 9" in words
+    assert "Settings of faces, linear, random weightslinear: epochs: 9" in words
     assert "Settings of others, linearlinear: epochs: 7" in words
 
 
@@ -174,7 +174,7 @@ def test_differences_are_tested_in_pairs(run: Path) -> None:
     _, page = write(run)
     header = page.rows.index(["first", "second", "where", "first - second", "95 % interval", "p"])
     first, second, where, difference, interval, p = page.rows[header + 1]
-    assert (first, second, where, difference) == ("online", "random-resnet18", "faces, linear", "45.0 %")
+    assert (first, second, where, difference) == ("online", "random weights", "faces, linear probe", "45.0 %")
     low, high = (float(value.removesuffix(" %")) for value in interval.split(" to "))
     assert 0 < low < 45 < high
     assert float(p) < 0.05
@@ -182,10 +182,10 @@ def test_differences_are_tested_in_pairs(run: Path) -> None:
 
 def test_confusions_are_sums_over_seeds(run: Path) -> None:
     found = {matrix.title: matrix for matrix in confusions(tables(results_of(read_runs([run]))))}
-    table = np.array(found["online, faces, linear"].table)
+    table = np.array(found["online, faces, linear probe"].table)
     assert table.sum() == 2 * PEOPLE * EACH
     assert table.trace() == round((0.8 + 0.9) * PEOPLE * EACH)
-    assert found["online, faces, linear"].recall == pytest.approx(table.diagonal() / table.sum(1))
+    assert found["online, faces, linear probe"].recall == pytest.approx(table.diagonal() / table.sum(1))
 
 
 def test_metrics_where_less_is_better(tmp_path: Path) -> None:
@@ -207,8 +207,107 @@ def test_runs_are_compared(run: Path, tmp_path: Path) -> None:
     assert [row[0] for row in page.rows if row[0].startswith("model.")] == ["model.method"]
     assert page.row("other")[1:] == ["byol", "resnet50", "30", "240", "256", "0", "125", "25.0 %"]
     assert page.row("run")[:2] == ["run", "method"]
-    assert "run ends at 0.1333; other ends at 0.1333" in text
+    assert "run (simfle) ends at 0.1333; other (byol) ends at 0.1333" in text
     assert len([row for row in page.rows if row[:1] == ["online"] and len(row) == 3]) == 1
+
+
+def with_measures(run: Path, **features: float) -> Path:
+    """Add collapse metrics and probes to the metrics of a run."""
+    monitor = {"knn": 0.42, "linear": 0.5, "random_knn": 0.25, "random_linear": 0.375}
+    tables = {"features": {"rank": 20.0, "random_rank": 16.0} | features, "monitor": monitor}
+    lines = [metrics_line(step) | tables for step in (10, 20, 30)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
+def test_rank_and_probes_are_on_top_with_their_baselines(run: Path) -> None:
+    text, page = write(with_measures(run))
+    top = text[text.index('id="training"') : text.index('id="results"')]
+    for title in ("total loss", "learning rate", "effective rank of the features"):
+        assert f"<h3>{title}</h3>" in top
+    for expected in (
+        "effective rank of the features over 30 steps: run ends at 20; run, random weights ends at 16",
+        "kNN accuracy, % over 240 images: run ends at 42; run, random weights ends at 25",
+        "linear probe accuracy, % over 240 images: run ends at 50; run, random weights ends at 37.5",
+    ):
+        assert f'aria-label="{expected}"' in top
+        assert text.count(expected) == 1
+    facts = " ".join(page.words().split("Sections")[0].split())
+    assert "online: linear probe, balanced accuracy 85.0 % random weights: 40.0 %" in facts
+    assert "effective rank 20.0 random weights: 16.0" in facts
+    assert "kNN accuracy during training 42.0 % random weights: 25.0 %" in facts
+    assert facts.index("85.0 %") < facts.index("effective rank")
+    assert "the features collapse" not in facts
+    assert "monitor.probe_every" not in page.words().split("Commands to reproduce")[0]
+
+
+def test_a_run_from_other_weights_is_compared_with_its_start(tmp_path: Path) -> None:
+    run = with_measures(make_run(tmp_path / "run", PretrainConfig(model=ModelConfig(init="runs/first"))), rank=5.0)
+    (run / "init.json").write_text('{"source": "runs/first", "loaded": 7, "wanted": 8}')
+    text, page = write(run)
+    assert "effective rank of the features over 30 steps: run ends at 5; run, at the start ends at 16" in text
+    assert "kNN accuracy, % over 240 images: run ends at 42; run, random weights ends at 25" in text
+    words = page.words()
+    assert "run started from runs/first: 7 of 8 tensors loaded." in words
+    assert "effective rank 5.0 at the start: 16.0" in " ".join(words.split())
+    assert "run: the features collapse. They use far fewer dimensions than at the start." in words
+
+
+def test_methods_are_compared_on_one_page(tmp_path: Path) -> None:
+    runs = []
+    for name, method, steps, skill in (("a", "simfle", 100, 0.6), ("b", "byol", 300, 0.8)):
+        run = with_measures(make_run(tmp_path / name, PretrainConfig(model=ModelConfig(method=method))))
+        origin = {"folder": name, "step": steps}
+        add_result(run / "eval", f"{name}-online-0123abc{name}", skill, run=origin)
+        add_result(run / "eval", "random-resnet18-64px-ab12", 0.4)
+        runs.append(run)
+    (path,) = write_report(runs)
+    text, page = read(path)
+    assert "a (simfle) ends at 20; a (simfle), random weights ends at 16; b (byol) ends at 20;" in text
+    (seen,) = re.findall(r'aria-label="balanced accuracy against images seen: ([^"]*)"', text)
+    assert sorted(seen.split("; ")) == ["a, trained: 0.6 after 25600 images", "b, trained: 0.8 after 76800 images"]
+    trained = [row[0] for row in page.rows if row[0].endswith(", trained") and len(row) == 2]
+    assert trained == ["a, trained", "b, trained"]
+    assert page.rows.index(page.row("a, trained")) < page.rows.index(page.row("random weights"))
+
+
+def test_names_of_backbones_stay_distinct(tmp_path: Path) -> None:
+    for name in ("run-online-01234567", "run-target-01234568", "other-online-01234567", "other-online-01234568"):
+        add_result(tmp_path, name, 0.5)
+    add_result(tmp_path, "random-resnet18-64px-ab12", 0.5)
+    add_result(tmp_path, "random-resnet50-64px-ab13", 0.5)
+    assert tables(results_of([], [tmp_path]), 5).names == {
+        "run-online-01234567": "run, trained",
+        "run-target-01234568": "run, trained (EMA target)",
+        "other-online-01234567": "other, trained (01234567)",
+        "other-online-01234568": "other, trained (01234568)",
+        "random-resnet18-64px-ab12": "random weights (resnet18-64px)",
+        "random-resnet50-64px-ab13": "random weights (resnet50-64px)",
+    }
+
+
+def test_confusion_matrices_are_tables(run: Path) -> None:
+    text, page = write(run)
+    matrix = page.rows.index(["true \\ predicted", "anger", "joy", "fear"])
+    cells = [row[1:] for row in page.rows[matrix + 1 : matrix + 4]]
+    assert [row[0] for row in page.rows[matrix + 1 : matrix + 4]] == ["anger", "joy", "fear"]
+    assert all(98 <= sum(map(int, row)) <= 102 for row in cells)
+    assert 'class="high" style="--share:' in text
+
+
+def test_colors_follow_the_theme_and_figures_can_be_enlarged(run: Path) -> None:
+    text, page = write(with_measures(run))
+    charts = "".join(re.findall(r"<svg.*?</svg>", text, re.S))
+    assert not re.findall(r": (#[0-9a-f]{6})", charts)
+    dark = text[text.index("@media (prefers-color-scheme: dark)") :]
+    used = set(re.findall(r"var\((--\w+)\)", charts))
+    assert len(used) >= 4
+    assert all(f"{name}:" in dark[:900] for name in used)
+    assert len([tag for tag in page.all("button") if tag.get("class") == "zoom"]) == len(re.findall("<svg", text))
+    assert len(page.all("dialog")) == 1
+    regions = [tag for tag in page.all("div") if tag.get("class") == "scroll"]
+    assert regions
+    assert all(tag["tabindex"] == "0" and tag["aria-label"] for tag in regions)
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
@@ -248,7 +347,7 @@ def test_other_formats_hold_the_same_numbers(run: Path) -> None:
     assert [path.suffix for path in written] == [".html", ".md", ".csv", ".json"]
     lines = list(csv.DictReader(io.StringIO(written[2].read_text())))
     assert [(line["backbone"], line["protocol"]) for line in lines] == [
-        ("online", "linear"), ("online", "knn"), ("random-resnet18", "linear"),
+        ("online", "linear"), ("online", "knn"), ("random weights", "linear"),
     ]  # fmt: skip
     assert float(lines[0]["score"]) == pytest.approx(0.85)
     content = json.loads(written[3].read_text())

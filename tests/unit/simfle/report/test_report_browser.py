@@ -14,7 +14,27 @@ from helpers.report_fixtures import add_result, make_run
 from simfle.report.report import Extras, write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PHONE, DESK = 400, 1200  # CSS pixels
+PHONE, DESK = 390, 1440  # CSS pixels
+CONTRAST = """(() => {
+  const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+  const rgb = (color) => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const light = (color) => rgb(color).slice(0, 3).map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, place) => sum + v * [0.2126, 0.7152, 0.0722][place], 0);
+  const ground = (e) => rgb(getComputedStyle(e).backgroundColor)[3] ? getComputedStyle(e).backgroundColor
+    : e.parentElement ? ground(e.parentElement) : 'white';
+  const found = {};
+  for (const e of document.querySelectorAll('body *:not(svg *, script, dialog *)')) {
+    if (![...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())) continue;
+    const [a, b] = [light(getComputedStyle(e).color), light(ground(e))].sort((x, y) => y - x);
+    const name = [e.tagName, e.textContent.trim().slice(0, 30), Object.keys(found).length].join(' ');
+    found[name] = (a + 0.05) / (b + 0.05);
+  }
+  return found;
+})()"""
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt install chromium)")
 
@@ -128,8 +148,9 @@ def test_every_picture_shows(browser: Browser) -> None:
     sizes = browser.run("[...document.images].map(image => [image.naturalWidth, image.width])")
     assert sizes
     assert all(natural > 0 and shown > 0 for natural, shown in sizes)
-    charts = browser.run("[...document.querySelectorAll('figure > svg')].map(s => s.getBoundingClientRect().height)")
-    assert len(charts) >= 15
+    charts = browser.run("[...document.querySelectorAll('figure svg')].map(s => s.getBoundingClientRect().height)")
+    assert len(charts) == 11  # three comparisons, five losses, learning rate, speed and waiting
+    assert browser.run("document.querySelectorAll('figure table.confusion').length") == 9
     assert all(height > 80 for height in charts)
     captions = browser.run(
         "[...document.querySelectorAll('figure')].map(f => f.querySelector('figcaption')?.textContent.trim())"
@@ -148,16 +169,38 @@ def test_nothing_overflows(browser: Browser, width: int) -> None:
     assert browser.run("getComputedStyle(document.querySelector('p')).fontSize") == "16px"  # readable without zoom
 
 
+def test_a_figure_is_enlarged_by_a_click_and_by_a_key(browser: Browser) -> None:
+    browser.width(PHONE)
+    opened = "document.querySelector('dialog').open"
+    assert not browser.run(opened)
+    browser.run("document.querySelector('button.zoom').click()")
+    assert browser.run(opened)
+    assert browser.run("document.querySelectorAll('dialog svg').length") == 1
+    assert browser.run("document.querySelector('dialog').getBoundingClientRect().right") <= PHONE
+    browser.run("document.activeElement.click()")  # the close button
+    assert not browser.run(opened)
+    assert browser.errors == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_has_contrast(browser: Browser, theme: str) -> None:
+    """WCAG 2, level AA: 4.5 for text."""
+    browser.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
+    ratios = browser.run(CONTRAST)
+    assert len(ratios) > 20
+    assert min(ratios.values()) >= 4.5, sorted(ratios.items(), key=lambda item: item[1])[:5]
+
+
 def test_headings_sort(browser: Browser) -> None:
-    names = "[...document.querySelectorAll('#scores tbody tr')].map(row => row.cells[0].innerText)"
-    assert browser.run(names) == ["online", "target", "random-resnet18"]
-    press = "document.querySelectorAll('#scores th button')[1].click()"
+    names = "[...document.querySelectorAll('table.scores tbody tr')].map(row => row.cells[0].innerText)"
+    assert browser.run(names) == ["online", "target", "random weights"]
+    press = "document.querySelectorAll('table.scores th button')[1].click()"
     browser.run(press)
-    assert browser.run(names) == ["target", "online", "random-resnet18"]
-    assert browser.run("document.querySelectorAll('#scores th')[1].getAttribute('aria-sort')") == "descending"
+    assert browser.run(names) == ["target", "online", "random weights"]
+    assert browser.run("document.querySelectorAll('table.scores th')[1].getAttribute('aria-sort')") == "descending"
     browser.run(press)
-    assert browser.run(names) == ["random-resnet18", "online", "target"]
-    browser.run("document.querySelectorAll('#scores th button')[0].click()")  # by name
-    assert browser.run(names) == ["target", "random-resnet18", "online"]
-    assert browser.run("document.querySelectorAll('#scores th[aria-sort]').length") == 1
+    assert browser.run(names) == ["random weights", "online", "target"]
+    browser.run("document.querySelectorAll('table.scores th button')[0].click()")  # by name
+    assert browser.run(names) == ["target", "random weights", "online"]
+    assert browser.run("document.querySelectorAll('table.scores th[aria-sort]').length") == 1
     assert browser.errors == []

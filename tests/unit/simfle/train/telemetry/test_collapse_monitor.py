@@ -130,10 +130,13 @@ def test_watch_and_report_show_the_rank_beside_a_random_network(tmp_path: Path) 
     shown = dict(facts(status(run)))
     assert shown["features"] == "rank 2.7, random network 8.5; features collapse, see docs/collapse.md"
     assert shown["monitor"] == "knn 0.42, linear 0.49"
+    (run / "init.json").write_text("{}")
+    assert dict(facts(status(run)))["features"].startswith("rank 2.7, at the start 8.5; they collapse")
+    (run / "init.json").unlink()
     page = render(Content(read_runs([run]), tables([], 5), [], Extras()))
     assert 'id="features"' in page
-    assert "run, random network ends at 8.5" in page
-    assert "linear probe over 20 steps: run ends at 0.49" in page
+    assert "effective rank of the features over 20 steps: run ends at 2.7; run, random weights ends at 8.5" in page
+    assert "linear probe accuracy, % over 160 images: run ends at 49" in page
 
 
 @pytest.mark.parametrize("table", [3, {"rank": "high"}, {"rank": None}])

@@ -1,3 +1,15 @@
+// Click a figure to enlarge it; a click or Escape closes it.
+const dialog = document.querySelector("dialog");
+for (const button of document.querySelectorAll("button.zoom")) {
+  button.addEventListener("click", () => {
+    const figure = button.closest("figure");
+    const parts = [...button.childNodes, figure.querySelector("figcaption")];
+    dialog.querySelector("div").replaceChildren(...parts.map((part) => part.cloneNode(true)));
+    dialog.showModal();
+  });
+}
+dialog.addEventListener("click", () => dialog.close());
+
 // Click a table heading to sort by its column: first descending, then ascending.
 for (const button of document.querySelectorAll("table.sorts th button")) {
   button.addEventListener("click", () => {
