@@ -226,7 +226,7 @@ def test_masks_of_synthetic_faces_are_shown_without_shards(run: Path, tmp_path: 
     assert "All faces on this page are synthetic" in text
     assert "Semantic masks of every group" in text
     assert text.count("<img ") == 3 * (1 + GROUPS) + 6 * 3  # and none of those that training drew
-    damaged = with_checkpoint(tmp_path / "damaged")
+    corrupt = with_checkpoint(tmp_path / "damaged")
     next(damaged.glob("checkpoints/*/model.safetensors")).write_bytes(b"nonsense")
     (path,) = write_report([damaged], tmp_path / "page.html")
     text = path.read_text()
