@@ -71,7 +71,7 @@ COMMANDS: dict[str, CommandEntry | CommandGroup] = {
     "export": CommandEntry("export", "export_backbone", "export a run's backbone for timm, ONNX, Hugging Face"),
     "embed": CommandEntry("embed", "embed", "write features of images or shards as .npz, .parquet or .csv"),
     "evaluate": CommandEntry("evaluate", "evaluate", "evaluate backbones: probes, kNN, fine-tuning"),
-    "predict": CommandEntry("predict", "predict", "expressions of images with probabilities, by an evaluation's probe"),
+    "predict": CommandEntry("predict", "predict", "predict expressions of images with a fitted probe"),
     "compare": CommandEntry("compare", "compare", "compare methods with intervals and paired tests"),
     "report": CommandEntry("report", "report", "write an HTML report about runs"),
     "plan": CommandEntry("plan", "plan_run", "estimate memory, speed and bottleneck of a run"),

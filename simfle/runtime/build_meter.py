@@ -30,8 +30,6 @@ class ProgressMeter:
             TimeRemainingColumn(),
         )
         self._bar = live_progress(self._console, *columns)
-        if self._bar is not None:
-            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -41,6 +39,8 @@ class ProgressMeter:
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Update the progress of a stage; total 0: not known yet."""
         now = self._clock()
+        if not self._stage and self._bar is not None:  # not before: shards that exist print nothing
+            self._bar.start()
         if stage != self._stage:
             self._stage, self._start, self._first, self._said = stage, now, done, now
             if self._bar is not None:
