@@ -51,6 +51,9 @@ def plan_run(  # noqa: PLR0913, PLR0917 - one argument per option
     scaling_table: Annotated[
         bool, typer.Option("--scaling-table", help="print a Markdown table for 1 to 512 GPUs")
     ] = False,
+    roofline_table: Annotated[
+        bool, typer.Option("--roofline-table", help="print a Markdown table of a step's minimum time, by part")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
 ) -> None:
     """Estimate memory, speed and bottleneck of a run without running it. docs/scale.md explains the model."""
@@ -72,24 +75,33 @@ def plan_run(  # noqa: PLR0913, PLR0917 - one argument per option
     machines = ClusterSpec(nodes, gpus_per_node, gpu, network_rate(network), cores)
     _check(resolved)
     request = Request(resolved, machines, _corpus(resolved, images, image_bytes), known, batch_per_gpu)
-    if not scaling_table:  # refuse a batch that cannot be split before measuring the model
-        try:
-            _with_batch(request)
-        except UserError as error:
-            problem = str(error).partition(". Fix:")[0]
-            raise UserError(
-                f"{problem} (planned for --nodes {nodes} --gpus-per-node {gpus_per_node}). "
-                "Fix: change it, or pass --batch-per-gpu N for N samples per GPU."
-            ) from None
+    if not scaling_table:
+        _check_batch(request)
     work = measure_cost(resolved)
     if scaling_table:
         echo(_markdown(request, work))
         return
     found = _estimate(request, work)
-    if as_json:
+    if roofline_table:
+        from simfle.plan import roofline
+
+        echo(roofline.roofline_table(found.roofline, found.batch.micro_batch * found.batch.grad_accum_steps))
+    elif as_json:
         echo(to_json(_plain(request, work, found), indent=1))
     else:
         _show(request, work, found)
+
+
+def _check_batch(request: Request) -> None:
+    """Refuse a batch that cannot be split, before the model is measured."""
+    try:
+        _with_batch(request)
+    except UserError as error:
+        machines, problem = request.machines, str(error).partition(". Fix:")[0]
+        raise UserError(
+            f"{problem} (planned for --nodes {machines.nodes} --gpus-per-node {machines.per_node}). "
+            "Fix: change it, or pass --batch-per-gpu N for N samples per GPU."
+        ) from None
 
 
 def _check(config: PretrainConfig) -> None:
@@ -214,6 +226,8 @@ def _title(request: Request) -> str:
 
 
 def _rows(request: Request, work: "ModelCost", found: "Estimate") -> list[list[tuple[str, str]]]:
+    from simfle.plan.roofline import TARGET
+
     held, sent, batch, processes = found.memory, found.traffic, found.batch, request.machines.processes
     limit = request.constants.of(request.machines.device, "memory")
     seconds = [
@@ -223,6 +237,7 @@ def _rows(request: Request, work: "ModelCost", found: "Estimate") -> list[list[t
         ("loading", f"{found.loading * 1e3:,.1f} ms, in parallel with the step"),
         ("step", f"{found.step * 1e3:,.1f} ms"),
     ]
+    limit_rate = f"the limit is {found.images_per_second / found.of_roofline:,.0f} images/s"
     decode, storage, saved = found.decode, found.storage, found.checkpoint
     took = f"blocks for {saved['hold_up']:.1f} s, then {saved['written']:.1f} s in the background"
     where = "on the GPU, DALI" if decode["on_device"] else f"on {decode['cores']:g} cores, OpenCV"
@@ -251,7 +266,7 @@ def _rows(request: Request, work: "ModelCost", found: "Estimate") -> list[list[t
             )
             for part in found.roofline
         ]
-        + [("share of the roofline", f"{found.of_roofline:.0%}, of an eager step; compile moves fewer bytes")],
+        + [("share of the roofline", f"{found.of_roofline:.0%}; target at least {TARGET:.0%} ({limit_rate})")],
         [
             ("speed", f"{found.images_per_second:,.0f} images/s"),
             ("efficiency", f"{found.efficiency:.0%} of arithmetic alone; {found.utilization:.1%} of peak"),

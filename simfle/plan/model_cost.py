@@ -18,6 +18,7 @@ from simfle.optim import STATES
 
 CONVOLUTIONS, PRODUCTS, REST = "convolutions", "matrix products", "norms and elementwise"
 MATRICES = ("mm", "linear", "attention", "einsum", "matmul")  # in an operation's name
+NO_KERNEL = ("empty", "_unsafe_view")  # in the name of an operation that only allocates, or only changes a shape
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,14 @@ def _line(at2: float, at3: float) -> LinearCost:
     return LinearCost(at2 - 2 * (at3 - at2), at3 - at2)
 
 
+def launches_kernel(func: Any) -> bool:
+    """Return whether a dispatched operation starts a kernel. Views, allocations and queries (prim::device) do not."""
+    name = func.name()
+    return name.startswith("aten::") and not func.is_view and not any(word in name for word in NO_KERNEL)
+
+
 class _Operations(TorchDispatchMode):
-    """Count launched operations, without views, BatchNorms, and the bytes read and written."""
+    """Count launched operations, BatchNorms, and the bytes that kernels read and write."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,13 +108,14 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.name()
-        self.launched += name.startswith("aten::") and not func.is_view
         self.norms += "batch_norm" in name and "backward" not in name
         result = func(*args, **(kwargs or {}))
-        if not func.is_view:
+        if launches_kernel(func):
+            self.launched += 1
             matrices = any(word in name for word in MATRICES)
             kind = CONVOLUTIONS if "convolution" in name else PRODUCTS if matrices else REST
-            self.moved[kind] += sum(each.nbytes for each in tree_leaves((args, kwargs, result)) if _is_tensor(each))
+            read = args[1:] if name == "aten::copy_" else args  # its first operand is only written
+            self.moved[kind] += sum(each.nbytes for each in tree_leaves((read, kwargs, result)) if _is_tensor(each))
         return result
 
 
