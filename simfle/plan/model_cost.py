@@ -1,7 +1,7 @@
 """Count parameters and operations of the configured network, on the real module without memory or computation."""
 
 # B micro-batch
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -59,11 +59,13 @@ class ModelCost:
 def measure_cost(config: PretrainConfig) -> ModelCost:
     """Build the method of `config` without memory, run a forward and backward pass of 2 and of 3 images, and count.
 
+    The network is not compiled: the counts are those of an eager step.
+
     Raises:
         UserError: the model cannot be built.
     """
     with torch.device("meta"):
-        model = build_method(config.model, config.views).train()
+        model = build_method(replace(config.model, compile="false"), config.views).train()
     parameters = list(model.parameters())
     typical = [module for module in model.modules() if type(module) in (nn.Linear, nn.Conv2d)]
     narrow = {id(parameter): parameter for module in typical for parameter in module.parameters(recurse=False)}
