@@ -36,7 +36,7 @@ def plan_run(  # noqa: PLR0913, PLR0917 - one argument per option
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. train.zero_stage=1")] = None,
     nodes: Annotated[int, typer.Option(help="ClusterSpec.")] = 1,
     gpus_per_node: Annotated[int, typer.Option(help="GPUs per machine (with --gpu cpu: processes)")] = 8,
-    gpu: Annotated[str, typer.Option(help="h100, a100 or cpu")] = "h100",
+    gpu: Annotated[str, typer.Option(help="h100, h200, a100 or cpu")] = "h100",
     network: Annotated[str, typer.Option(help="network per machine: 100gb, 400gb, ethernet25, 8x400gb")] = "400gb",
     cores: Annotated[float, typer.Option(help="CPU cores per process")] = 12,
     images: Annotated[int, typer.Option(help="number of images in the corpus (0 = from data.shards)")] = 0,

@@ -19,20 +19,29 @@ BUCKET = 50_000_000  # elements of a gradient bucket
 
 
 def init_deepspeed(
-    model: nn.Module, optimizer: torch.optim.Optimizer, layout: BatchLayout, train: TrainConfig, optim: OptimConfig
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    layout: BatchLayout,
+    train: TrainConfig,
+    optim: OptimConfig,
+    *,
+    stage: int | None = None,
 ) -> Any:
-    """Initialize DeepSpeed with ZeRO, autocast, accumulation and clipping from our configuration alone."""
+    """Initialize DeepSpeed with ZeRO, autocast, accumulation and clipping from our configuration alone.
+
+    stage: ZeRO stage in place of the effective one, which is 0 for one process. For benches, which measure its cost.
+    """
     import deepspeed
 
     for parameter in model.parameters():  # in channels_last; ZeRO flattens views, and a broadcast needs plain strides
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
-    train = with_zero_stage(train, optim, layout, model)
+    train = with_zero_stage(train, optim, layout, model) if stage is None else replace(train, zero_stage=stage)
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=deepspeed_config(layout, train, optim), dist_init_required=False
     )
     if engine.dp_world_size != dist.get_world_size():
         raise RuntimeError(f"DeepSpeed sees {engine.dp_world_size} processes, torch {dist.get_world_size()}")
-    if dist.get_world_size() == 1:
+    if dist.get_world_size() == 1 and not stage:
         engine.enable_backward_allreduce = False  # it would copy all gradients to a bucket and back, without any use
     return engine
 
