@@ -33,12 +33,19 @@ def init_deepspeed(
     """
     import deepspeed
 
-    for parameter in model.parameters():  # in channels_last; ZeRO flattens views, and a broadcast needs plain strides
+    for parameter in (
+        model.parameters()
+    ):  # a model may be in channels_last; ZeRO flattens views, and a broadcast needs plain strides
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
     train = with_zero_stage(train, optim, layout, model) if stage is None else replace(train, zero_stage=stage)
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=deepspeed_config(layout, train, optim), dist_init_required=False
     )
+    if train.zero_stage == 0:
+        # Images are in channels_last. With plain weights, a GPU copies a weight in each convolution, and its gradient.
+        for parameter in model.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     if engine.dp_world_size != dist.get_world_size():
         raise RuntimeError(f"DeepSpeed sees {engine.dp_world_size} processes, torch {dist.get_world_size()}")
     if dist.get_world_size() == 1 and not stage:

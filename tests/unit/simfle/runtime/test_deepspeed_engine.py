@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.tiny_methods import VIEWS, batch, config
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,6 +16,7 @@ from simfle.optim import build_optimizer
 from simfle.plan.model_cost import launches_kernel
 from simfle.runtime.deepspeed_engine import init_deepspeed
 from simfle.runtime.distributed import BatchLayout, World, init_distributed
+from simfle.train.checkpointing.state_dict import load_optimizer
 
 pytestmark = pytest.mark.slow
 
@@ -67,6 +69,24 @@ def test_a_backward_at_stage_0_is_autograds_alone(world: World) -> None:
     more, called = backward(2)  # what stage 0 saves
     assert called
     assert more > count
+
+
+def test_weights_have_the_memory_format_of_images_where_zero_flattens_nothing(world: World) -> None:
+    """And so do gradients and the optimizer's tensors: fused optimizers pair their elements by address."""
+    for stage in (0, 2):
+        model = build_method(config("simsiam"), VIEWS).train()
+        optimizer = build_optimizer(list(model.parameters()), OptimConfig())
+        train = TrainConfig(global_batch=4, device="cpu", precision="fp32")
+        engine = init_deepspeed(model, optimizer, BatchLayout(4, 4, 1), train, OptimConfig(), stage=stage)
+        wide = [each for each in model.parameters() if each.dim() == 4]
+        matching = [each.is_contiguous(memory_format=torch.channels_last) for each in wide]
+        assert all(matching) == (stage == 0)
+        if stage == 0:
+            load_optimizer(engine, ("momentum_buffer",), {}, 0)
+            engine.backward(engine(batch(4))["total"])
+            for parameter in model.parameters():
+                assert parameter.grad.stride() == parameter.stride()
+                assert optimizer.state[parameter]["momentum_buffer"].stride() == parameter.stride()
 
 
 def test_a_step_launches_no_more_kernels_than_its_budget(world: World, tmp_path: Path) -> None:
