@@ -165,16 +165,19 @@ def page(device: str, found: Sequence[Done], out: Path, chosen: Sequence[GpuDayP
     for done in found:
         code = {0: "well", None: "at its limit"}.get(done.code, f"with code {done.code}")
         lines.append(f"| {done.name} | {code} | {done.seconds:.1f} |")
-    lines += ["", "| part | way | units a second |", "|---|---|---:|"]
+    lines += ["", "| part | way | median |", "|---|---|---:|"]
     for part in chosen:
         for way, measured in figures(out, part).get("ways", {}).items():
-            if "median" in measured:
-                lines.append(f"| {part.name} | {way} | {measured['median']:.4g} |")
-    lines += ["", "| part | peak memory | planned | share of the roofline |", "|---|---:|---:|---:|"]
+            if "median" in measured:  # a rate of units, or the time of a repetition
+                unit = "/s" if "items" in measured else " s"
+                lines.append(f"| {part.name} | {way} | {measured['median']:.4g}{unit} |")
+    rows = []
     for part in chosen:
         measured = figures(out, part)
         if "planned_memory_bytes" in measured:
             peak = f"{measured['memory_bytes'] / 1e9:.2f} GB" if "memory_bytes" in measured else "-"
             share = f"{measured['of_roofline']:.0%}" if "of_roofline" in measured else "-"
-            lines.append(f"| {part.name} | {peak} | {measured['planned_memory_bytes'] / 1e9:.2f} GB | {share} |")
+            rows.append(f"| {part.name} | {peak} | {measured['planned_memory_bytes'] / 1e9:.2f} GB | {share} |")
+    if rows:
+        lines += ["", "| part | peak memory | planned | share of the roofline |", "|---|---:|---:|---:|", *rows]
     return "\n".join(lines) + "\n"

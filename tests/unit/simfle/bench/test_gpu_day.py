@@ -56,6 +56,19 @@ def test_parts_are_kept_ended_at_their_limit_and_done_again_where_they_failed(tm
     assert "| slow | at its limit | 9.0 |" in text
 
 
+def test_the_page_tells_rates_from_times_and_memory_from_the_plans(tmp_path: Path) -> None:
+    step = {"ways": {"ours": {"median": 990.0, "items": 128}}, "planned_memory_bytes": 15.4e9, "memory_bytes": 14.9e9,
+            "of_roofline": 0.39}  # fmt: skip
+    for name, found in (("step-128", step), ("checkpoint", {"ways": {"copy": {"median": 0.25}}})):
+        (tmp_path / f"{name}.figures.json").write_text(json.dumps(found))
+    chosen = [GpuDayPart("step-128", ()), GpuDayPart("checkpoint", ()), GpuDayPart("missing", ())]
+    lines = page("H100", [], tmp_path, chosen).splitlines()
+    assert "| step-128 | ours | 990/s |" in lines
+    assert "| checkpoint | copy | 0.25 s |" in lines
+    assert lines[-1] == "| step-128 | 14.90 GB | 15.40 GB | 39% |"
+    assert not any("planned" in line for line in page("H100", [], tmp_path, chosen[1:]).splitlines())
+
+
 def test_constants_are_the_best_of_all_batches(tmp_path: Path) -> None:
     for name, value in (("a", 3.0), ("b", 5.0)):
         (tmp_path / f"{name}.figures.json").write_text(json.dumps({"constants": {"h100.conv": value}}))
