@@ -4,7 +4,6 @@
 import copy
 import importlib.util
 import io
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from shards.errors import UserError
+from shards.redact import to_json
 from simfle.batch import Batch
 from simfle.bench import step
 from simfle.bench.runs import Measurement, run_once
@@ -310,7 +310,7 @@ def command_lines(
     if is_installed(LIGHTLY_TRAIN) and config.model.method == "simclr":
         program = "import json, sys, lightly_train; lightly_train.pretrain(**json.loads(sys.argv[1]))"
         arguments = lightly_train_arguments(folder, config, batch, out / LIGHTLY_TRAIN)
-        found[LIGHTLY_TRAIN] = [[sys.executable, "-c", program, json.dumps(arguments)]]
+        found[LIGHTLY_TRAIN] = [[sys.executable, "-c", program, to_json(arguments)]]
     return found
 
 
