@@ -13,6 +13,7 @@ from typing import Any
 from shards.io.atomic import read_bytes, replace_text
 from shards.io.jsonl import loads_object
 from shards.redact import to_json
+from simfle.bench import peers
 from simfle.bench.startup import SMALL
 
 BATCHES = (32, 64, 128, 256)
@@ -42,10 +43,11 @@ class Done:
     words: str
 
 
-def parts(faces: Path, *, rehearsal: bool) -> list[GpuDayPart]:
-    """Return the parts, most informative first. rehearsal: a variant for the CPU with a tiny network.
+def parts(faces: Path, *, rehearsal: bool, gpu: str = "h100") -> list[GpuDayPart]:
+    """Return the parts, most informative first.
 
-    ZeRO stages above 0 need two GPUs, and peers (lightly) need additional packages; this benchmark uses neither.
+    rehearsal: a variant for the CPU with a tiny network. gpu: the planner's name of the device. One process measures
+    the host's cost of ZeRO stages; their communication needs several GPUs. Peers are measured if they are installed.
     """
     given = (*SMALL, "train.device=cpu", "train.precision=fp32") if rehearsal else (CONFIG, "train.device=cuda")
     data = (f"data.shards=[{faces}]", f"train.global_batch={16 if rehearsal else 128}")
@@ -56,26 +58,45 @@ def parts(faces: Path, *, rehearsal: bool) -> list[GpuDayPart]:
     people = "16" if rehearsal else "512"
     pytest = (sys.executable, "-m", "pytest", "-n", "0", "-q")
     traced = (f"train.run_dir={faces.parent / 'profile'}", "train.steps=6", "train.profile=true")
-    machine = ("--gpus-per-node", "1", "--gpu", "cpu" if rehearsal else "h100", "--images", "4096")
+    machine = ("--gpus-per-node", "1", "--gpu", "cpu" if rehearsal else gpu, "--images", "4096")
     drawn = ("shards", "build", "procedural", str(faces), "--people", people, "--images-per-person", "8")
+    batches = (4,) if rehearsal else BATCHES
     found = [
         GpuDayPart("doctor", (*SIMFLE, "doctor"), figures=False),
         GpuDayPart("shards", (*SIMFLE, *drawn), figures=False),
         GpuDayPart("tests", (*pytest, "tests/gpu"), figures=False),
         GpuDayPart("loader", (*SIMFLE, "bench", "loader", "--images", most, *short, device)),
-        *(GpuDayPart(f"step-{batch}", (*step, str(batch))) for batch in ((4,) if rehearsal else BATCHES)),
+        *(GpuDayPart(f"step-{batch}", (*step, str(batch))) for batch in batches),
         GpuDayPart("train", (*SIMFLE, "bench", "train", *given, *data, *steps)),
         GpuDayPart("checkpoint", (*SIMFLE, "bench", "checkpoint", *given, *data, *steps)),
         GpuDayPart("plan", (*SIMFLE, "plan", *given, *data, *machine), figures=False),
+        GpuDayPart("stages", (*step, "4" if rehearsal else "128", "--stages", "0,1,2,3")),
+        GpuDayPart("profile", (*SIMFLE, "pretrain", *given, *data, *traced), figures=False),
+        *(
+            [peers_part(rehearsal=rehearsal)]
+            if any(map(peers.is_installed, (peers.LIGHTLY, peers.LIGHTLY_TRAIN)))
+            else []
+        ),
     ]
     if rehearsal:
         return found
     return [
         *found,
-        GpuDayPart("step-compile", (*step, "128", "model.compile=true")),
-        GpuDayPart("profile", (*SIMFLE, "pretrain", *given, *data, *traced), figures=False),
         GpuDayPart("golden", (*pytest, "tests/golden"), figures=False),
+        *(
+            GpuDayPart(f"{mode}-{batch}", (*step, str(batch), "--ours-only", f"model.compile={value}"))
+            for batch in (BATCHES[0], BATCHES[-1])  # the first is limited by launches, the last by memory traffic
+            for mode, value in (("compile", "true"), ("graphs", "graphs"))
+        ),
     ]
+
+
+def peers_part(*, rehearsal: bool) -> GpuDayPart:
+    """Return the comparison with lightly and LightlyTrain: BYOL with ResNet-50, or a tiny network on the CPU."""
+    small = ("views.size=32", "model.head_hidden_dim=16", "train.device=cpu", "--images", "4", "--batch", "2")
+    large = ("model.method=byol", "model.backbone=resnet50", "train.device=cuda", "--images", "256", "--batch", "128")
+    words = (*small, "--rounds", "1") if rehearsal else large
+    return GpuDayPart("peers", (*SIMFLE, "bench", "peers", *words, "--parts", "loader,step"))
 
 
 def run(chosen: Sequence[GpuDayPart], out: Path, seconds: float, root: Path) -> list[Done]:
@@ -139,14 +160,24 @@ def constants(out: Path, chosen: Sequence[GpuDayPart]) -> dict[str, float]:
 
 
 def page(device: str, found: Sequence[Done], out: Path, chosen: Sequence[GpuDayPart]) -> str:
-    """Return a Markdown page: the outcome of each part, and the rates of each variant."""
+    """Return a Markdown page: the outcome of each part, the rates of each variant, and steps against the plan."""
     lines = [f"# On a {device}", "", "| part | ended | seconds |", "|---|---|---:|"]
     for done in found:
         code = {0: "well", None: "at its limit"}.get(done.code, f"with code {done.code}")
         lines.append(f"| {done.name} | {code} | {done.seconds:.1f} |")
-    lines += ["", "| part | way | units a second |", "|---|---|---:|"]
+    lines += ["", "| part | way | median |", "|---|---|---:|"]
     for part in chosen:
         for way, measured in figures(out, part).get("ways", {}).items():
-            if "median" in measured:
-                lines.append(f"| {part.name} | {way} | {measured['median']:.4g} |")
+            if "median" in measured:  # a rate of units, or the time of a repetition
+                unit = "/s" if "items" in measured else " s"
+                lines.append(f"| {part.name} | {way} | {measured['median']:.4g}{unit} |")
+    rows = []
+    for part in chosen:
+        measured = figures(out, part)
+        if "planned_memory_bytes" in measured:
+            peak = f"{measured['memory_bytes'] / 1e9:.2f} GB" if "memory_bytes" in measured else "-"
+            share = f"{measured['of_roofline']:.0%}" if "of_roofline" in measured else "-"
+            rows.append(f"| {part.name} | {peak} | {measured['planned_memory_bytes'] / 1e9:.2f} GB | {share} |")
+    if rows:
+        lines += ["", "| part | peak memory | planned | share of the roofline |", "|---|---:|---:|---:|", *rows]
     return "\n".join(lines) + "\n"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from simfle.config.schema import PretrainConfig
 from simfle.errors import UserError
@@ -94,15 +94,29 @@ def drawn(out: Path, people: int = 64) -> Path:
     return out
 
 
-def run_once(command: Sequence[str], codes: Sequence[int]) -> tuple[float, float]:
-    """Return wall-clock and CPU seconds of a process and its children, from start to end.
+class ProcessUse(NamedTuple):
+    """Use of a process and its children: wall-clock and CPU seconds, and peak resident bytes of the largest process."""
+
+    seconds: float
+    cpu: float
+    peak: int
+
+
+def run_once(command: Sequence[str], codes: Sequence[int], environment: Mapping[str, str] | None = None) -> ProcessUse:
+    """Run a command to its end.
+
+    Args:
+        command: its words.
+        codes: accepted exit codes.
+        environment: additional variables.
 
     Raises:
         UserError: If the exit code is not among `codes`. The error contains the process's last message.
     """
+    own = None if environment is None else os.environ | dict(environment)
     with tempfile.TemporaryFile("w+") as errors:
         began = time.perf_counter()
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, env=own)
         _, status, used = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - began
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -110,4 +124,4 @@ def run_once(command: Sequence[str], codes: Sequence[int]) -> tuple[float, float
             errors.seek(0)
             words = (errors.read().strip().splitlines() or ["no message"])[-1]
             raise UserError(f"{' '.join(command[1:4])} exited with code {process.returncode}: {words}")
-    return seconds, used.ru_utime + used.ru_stime
+    return ProcessUse(seconds, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)

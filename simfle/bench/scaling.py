@@ -60,18 +60,19 @@ def _start(
     environment = os.environ | {name: str(value) for name, value in own.items()}
     environment |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     program = "from simfle.commands.pretrain import main; main()"
-    settings = [
-        format_override("train.run_dir", run),
-        f"train.global_batch={batch}",
-        f"train.steps={steps}",
-        "train.log_every=1",
-    ]
-    settings += ["train.log_images_every=0", f"train.checkpoint_every={steps}", "train.micro_batch=0"]
-    if not torch.cuda.is_available():  # otherwise decoding would take cores from the processes' arithmetic
-        settings.append("data.decode_threads=1")
+    settings = run_settings(run, batch, steps, on_gpu=torch.cuda.is_available())
     command = [sys.executable, "-c", program, *words, *settings]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=pipe, text=True)
+
+
+def run_settings(run: Path, batch: int, steps: int, *, on_gpu: bool) -> list[str]:
+    """Return the settings of a measured run, as key=value."""
+    settings = [format_override("train.run_dir", run), f"train.global_batch={batch}", f"train.steps={steps}"]
+    settings += ["train.log_every=1", "train.log_images_every=0", f"train.checkpoint_every={steps}"]
+    settings.append("train.micro_batch=0")
+    # On a CPU, decoding would take the cores of the processes' arithmetic. On a GPU, one thread could be the limit.
+    return settings if on_gpu else [*settings, "data.decode_threads=1"]
 
 
 def _wait(running: "list[subprocess.Popen[str]]") -> None:

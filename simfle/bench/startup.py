@@ -48,13 +48,13 @@ def measure(names: Sequence[Sequence[str]], faces: Path, folder: Path, rounds: i
     )
     for number in range(rounds + 1):
         for name, (words, _, code) in commands.items():
-            seconds, cpu = run_once([*ours, *words], [code])
+            seconds, cpu, _ = run_once([*ours, *words], [code])
             if number:
                 found[name].seconds.append(seconds)
                 found[name].cpu.append(cpu)
         run = folder / f"run{number}"
         began = time.time()
-        _, cpu = run_once(
+        _, cpu, _ = run_once(
             [*ours, "pretrain", *SMALL, data, format_override("train.run_dir", run), "train.device=cpu"], [0]
         )
         if number:

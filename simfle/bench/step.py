@@ -1,6 +1,6 @@
 """Time one training step in several variants, on images that are already on the device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +14,15 @@ from simfle.bench.timing import Timing, Variant
 from simfle.config.schema import PretrainConfig
 from simfle.models.backbone import build_backbone
 from simfle.models.layers.facemae import FaceMAE
-from simfle.models.registry import build_method
+from simfle.models.registry import begin_graphs, build_method
 from simfle.optim import build_optimizer
+from simfle.plan.estimate import memory
+from simfle.plan.hardware import device_kind, load_constants
+from simfle.plan.model_cost import measure_cost
+from simfle.plan.roofline import roofline
 from simfle.runtime.deepspeed_engine import init_deepspeed
 from simfle.runtime.distributed import BatchLayout, World
+from simfle.runtime.zero_stage import wait_for_partitions
 from simfle.train.checkpointing import state_dict
 from simfle.train.step_status import StepReduction
 
@@ -36,12 +41,23 @@ def images(config: PretrainConfig, count: int, device: torch.device) -> Batch:
     return Batch(view1, view2, face, torch.arange(count), draw).to(device)
 
 
-def variants(config: PretrainConfig, count: int, world: World, side: int) -> dict[str, Variant]:
-    """Time steps of `count` images each, and a product of two `side` x `side` matrices, in operations."""
+def variants(
+    config: PretrainConfig, count: int, world: World, side: int, stages: Sequence[int] = (), *, ours_only: bool = False
+) -> dict[str, Variant]:
+    """Time steps of `count` images each, and a product of two `side` x `side` matrices, in operations.
+
+    stages: ZeRO stages that one process uses in additional variants. With stages or `ours_only`, the reference and the
+    limits are left out.
+    """
     batch = images(config, count, world.device)
+    what = f"as in the trainer: {config.train.precision}, DeepSpeed"
+    found = {OURS: Variant(what, count, ours(config, batch, world))}
+    if stages or ours_only:
+        forced = {f"ZeRO {number}": ours(config, batch, world, stage=number) for number in stages}
+        return found | {name: Variant(f"{what} at {name}", count, run) for name, run in forced.items()}
     return {
         REFERENCE: Variant("fp32, channels first, as in the paper, torch.optim.SGD", count, reference(config, batch)),
-        OURS: Variant(f"as in the trainer: {config.train.precision}, DeepSpeed", count, ours(config, batch, world)),
+        **found,
         BACKBONE: Variant(
             "forward and backward of one view through the backbone alone", count, backbone(config, batch)
         ),
@@ -50,6 +66,18 @@ def variants(config: PretrainConfig, count: int, world: World, side: int) -> dic
             f"{side} x {side}, {config.train.precision}; operations", 2 * side**3, product(config, side, world.device)
         ),
     }
+
+
+def peak_bytes(config: PretrainConfig, count: int, world: World) -> float:
+    """Return the peak memory of a GPU in our step of `count` images, batch and engine included; 0 without a GPU."""
+    if world.device.type != "cuda":
+        return 0.0
+    torch.cuda.reset_peak_memory_stats(world.device)
+    before = torch.cuda.memory_allocated(world.device)
+    run = ours(config, images(config, count, world.device), world)
+    for _ in range(2):  # the second one with the optimizer's tensors
+        run()
+    return float(torch.cuda.max_memory_allocated(world.device) - before)
 
 
 def reference(config: PretrainConfig, batch: Batch) -> Callable[[], None]:
@@ -67,14 +95,17 @@ def reference(config: PretrainConfig, batch: Batch) -> Callable[[], None]:
     return step
 
 
-def ours(config: PretrainConfig, batch: Batch, world: World) -> Callable[[], None]:
-    """Build a step of the configured method through DeepSpeed, as in simfle/train/trainer.py."""
+def ours(config: PretrainConfig, batch: Batch, world: World, stage: int | None = None) -> Callable[[], None]:
+    """Build a step of the configured method through DeepSpeed, as in simfle/train/trainer.py.
+
+    stage: ZeRO stage in place of the effective one.
+    """
     model: Any = build_method(config.model, config.views).to(world.device).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = build_optimizer(trained, config.optim)
     count = len(batch.ids)
     train = replace(config.train, global_batch=count, micro_batch=count)
-    engine = init_deepspeed(model, optimizer, BatchLayout(count, count, 1), train, config.optim)
+    engine = init_deepspeed(model, optimizer, BatchLayout(count, count, 1), train, config.optim, stage=stage)
     buffers = list(state_dict.persistent_buffers(model).values())
     before = [buffer.clone() for buffer in buffers]
 
@@ -82,12 +113,14 @@ def ours(config: PretrainConfig, batch: Batch, world: World) -> Callable[[], Non
         for group in optimizer.param_groups:
             group["lr"] = 1e-3
         state_dict.copy_tensors(before, buffers)
+        begin_graphs(config.model)
         losses = engine(batch)
         ballot = StepReduction(losses, 1, stop=False, corrupt=0)
         engine.backward(losses["total"])
         ballot.read()
         engine.step()
         model.on_step_end()
+        wait_for_partitions(engine)
 
     return step
 
@@ -144,14 +177,34 @@ def operations(run: Callable[[], object]) -> float:
     return float(counter.get_total_flops())
 
 
+def kind_of(device: torch.device) -> str:
+    """Return the planner's name of a device; empty if the planner does not know it."""
+    return device_kind(torch.cuda.get_device_name(device)) if device.type == "cuda" else device.type
+
+
+def against_plan(config: PretrainConfig, count: int, rate: float, device: torch.device) -> dict[str, float]:
+    """Return figures of the planner for a step of `count` images in one process.
+
+    planned_memory_bytes: its memory. roofline_images_per_second: the limit of an eager step, if the device is known;
+    of_roofline: the measured `rate` in images per second as a fraction of the limit.
+    """
+    train = replace(config.train, global_batch=count, micro_batch=count, zero_stage=0)
+    config, layout, cost = replace(config, train=train), BatchLayout(count, count, 1), measure_cost(config)
+    found = {"planned_memory_bytes": memory(cost, config, layout, 1).total}
+    if kind := kind_of(device):
+        parts = roofline(config, cost, layout, kind, load_constants([]))
+        limit = count / sum(part.seconds for part in parts)
+        found |= {"roofline_images_per_second": limit, "of_roofline": rate / limit}
+    return found
+
+
 def constants(found: dict[str, Timing], work: dict[str, float], device: torch.device) -> dict[str, float]:
     """Return constants for `plan_run --constants`: rates of convolutions, of the masked autoencoder, and of a matmul.
 
     work: operations per image. The result is empty for a GPU that the planner does not know.
     """
-    name = torch.cuda.get_device_name(device).lower() if device.type == "cuda" else "cpu"
-    known = next((key for key in ("h100", "a100", "cpu") if key in name), None)
-    if known is None:
+    known = kind_of(device)
+    if not known:
         return {}
     return {
         f"{known}.conv": found[BACKBONE].rate * work[BACKBONE],

@@ -19,20 +19,22 @@ def bench_gpu(
     only: Annotated[str, typer.Option(help="names of the parts to run, comma-separated (default: all)")] = "",
     rehearse: Annotated[bool, typer.Option("--rehearse", help="run on the CPU with a small network")] = False,
 ) -> None:
-    """Test and measure this GPU: views, loader, steps, compile, training, checkpoints. Write gpu.md and gpu.json."""
+    """Tests, loader, step by batch, stage and compilation, training, checkpoint, profile, peers: gpu.md, gpu.json."""
     from simfle.runtime.entrypoint import gc_frozen_imports
 
     with gc_frozen_imports():
         import torch
 
         from simfle.bench import gpu_day, timing
+        from simfle.plan.hardware import device_kind
     if not (ROOT / "tests" / "gpu").is_dir():
         raise UserError(f"{ROOT} has no tests/gpu. Fix: run python tools/gpu_day.py in a checkout.")
     if not rehearse and not torch.cuda.is_available():
         raise UserError("torch sees no GPU. Fix: repair the driver (simfle doctor), or add --rehearse.")
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    chosen = gpu_day.parts(out / "faces", rehearsal=rehearse)
+    gpu = "cpu" if rehearse else device_kind(torch.cuda.get_device_name()) or "h100"
+    chosen = gpu_day.parts(out / "faces", rehearsal=rehearse, gpu=gpu)
     names = [part.name for part in chosen]
     wanted = [word for word in only.split(",") if word]
     if unknown := [word for word in wanted if word not in names]:

@@ -56,6 +56,7 @@ BENCH: dict[str, CommandEntry | CommandGroup] = {
     "checkpoint": CommandEntry("bench.checkpoint", "bench_checkpoint", "time for which checkpoints block training"),
     "startup": CommandEntry("bench.startup", "bench_startup", "response time of commands"),
     "scaling": CommandEntry("bench.scaling", "bench_scaling", "cost of communication between processes"),
+    "peers": CommandEntry("bench.peers", "bench_peers", "this project, lightly and LightlyTrain on the same work"),
     "gpu": CommandEntry("gpu_day", "bench_gpu", "all benchmarks on a new GPU, in twenty minutes"),
     "wheels": CommandEntry(
         "collect_wheels", "collect_wheels", "collect packages for a GPU machine without network access"

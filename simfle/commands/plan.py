@@ -43,7 +43,7 @@ def plan_run(  # noqa: PLR0913, PLR0917 - one argument per option
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. train.zero_stage=1")] = None,
     nodes: Annotated[int, typer.Option(help="number of machines")] = 1,
     gpus_per_node: Annotated[int, typer.Option(help="GPUs per machine (with --gpu cpu: processes)")] = 8,
-    gpu: Annotated[str, typer.Option(help="h100, a100 or cpu")] = "h100",
+    gpu: Annotated[str, typer.Option(help="h100, h200, a100 or cpu")] = "h100",
     network: Annotated[str, typer.Option(help="network per machine: 100gb, 400gb, ethernet25, 8x400gb")] = "400gb",
     cores: Annotated[float, typer.Option(help="CPU cores per process")] = 12,
     images: Annotated[int, typer.Option(help="number of images in the corpus (0 = from data.shards)")] = 0,
@@ -64,6 +64,9 @@ def plan_run(  # noqa: PLR0913, PLR0917 - one argument per option
     ] = False,
     cost_table: Annotated[
         bool, typer.Option("--cost-table", help="print a Markdown table of hours, energy and emissions")
+    ] = False,
+    roofline_table: Annotated[
+        bool, typer.Option("--roofline-table", help="print a Markdown table of a step's minimum time, by part")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
 ) -> None:
@@ -91,10 +94,16 @@ def plan_run(  # noqa: PLR0913, PLR0917 - one argument per option
     work = measure_cost(resolved)
     if scaling_table or cost_table:
         echo(_markdown(request, work, COST_TABLE if cost_table else SCALING_TABLE))
+        return
+    found = _estimate(request, work)
+    if roofline_table:
+        from simfle.plan import roofline
+
+        echo(roofline.roofline_table(found.roofline, found.batch.micro_batch * found.batch.grad_accum_steps))
     elif as_json:
-        echo(to_json(_plain(request, work, _estimate(request, work)), indent=1))
+        echo(to_json(_plain(request, work, found), indent=1))
     else:
-        _show(request, work, _estimate(request, work))
+        _show(request, work, found)
 
 
 def _check_numbers(numbers: dict[str, float], above_zero: bool = False) -> None:
@@ -269,6 +278,8 @@ def _title(request: Request) -> str:
 
 
 def _rows(request: Request, work: "ModelCost", found: "Estimate") -> list[list[tuple[str, str]]]:
+    from simfle.plan.roofline import TARGET
+
     held, sent, batch, processes = found.memory, found.traffic, found.batch, request.machines.processes
     limit = request.constants.of(request.machines.device, "memory")
     seconds = [
@@ -278,6 +289,7 @@ def _rows(request: Request, work: "ModelCost", found: "Estimate") -> list[list[t
         ("loading", f"{found.loading * 1e3:,.1f} ms, in parallel with the step"),
         ("step", f"{found.step * 1e3:,.1f} ms"),
     ]
+    limit_rate = f"the limit is {found.images_per_second / found.of_roofline:,.0f} images/s"
     decode, storage, saved = found.decode, found.storage, found.checkpoint
     took = f"blocks for {saved['hold_up']:.1f} s, then {saved['written']:.1f} s in the background"
     where = "on the GPU, DALI" if decode["on_device"] else f"on {decode['cores']:g} cores, OpenCV"
@@ -306,7 +318,7 @@ def _rows(request: Request, work: "ModelCost", found: "Estimate") -> list[list[t
             )
             for part in found.roofline
         ]
-        + [("share of the roofline", f"{found.of_roofline:.0%}, of an eager step; compile moves fewer bytes")],
+        + [("share of the roofline", f"{found.of_roofline:.0%}; target at least {TARGET:.0%} ({limit_rate})")],
         [
             ("speed", f"{found.images_per_second:,.0f} images/s"),
             ("efficiency", f"{found.efficiency:.0%} of arithmetic alone; {found.utilization:.1%} of peak"),

@@ -280,10 +280,12 @@ class ModelConfig:
     activation_checkpointing: bool = config_field(
         False, "activation checkpointing: less memory, one more forward pass, the same results", resume_safe=True
     )
-    compile: bool = config_field(
-        False,
-        "torch.compile for backbones and FaceMAE: compiles for minutes, then steps are faster; not at ZeRO stage 3",
+    compile: str = config_field(
+        "false",
+        "torch.compile for backbones and FaceMAE: true, graphs (with CUDA graphs) or auto (true on a GPU at ZeRO "
+        "stages 0 to 2); takes minutes at the start; unmeasured on a GPU; not at ZeRO stage 3",
         resume_safe=True,
+        choices=("false", "true", "graphs", "auto"),
     )
     mean: list[float] = config_field(
         lambda: [0.5795, 0.4522, 0.3957], "channel means of normalization, in [0, 1]", length=3

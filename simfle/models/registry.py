@@ -23,6 +23,7 @@ from simfle.models.methods.simsiam import SimSiam
 from simfle.models.methods.swav import SwAV
 from simfle.models.methods.vicreg import VICReg
 
+GRAPHS = "graphs"  # model.compile with CUDA graphs
 METHODS: dict[str, type[Method]] = {
     "simfle": SimFLE,
     "byol": BYOL,
@@ -46,9 +47,11 @@ def build_method(model: ModelConfig, views: ViewsConfig) -> Method:
         UserError: If a value is out of range, or values do not fit each other.
     """
     validate(model, "model", unused_model_fields(model))
-    if model.compile and model.activation_checkpointing:
+    is_compiled = model.compile in ("true", GRAPHS)
+    if is_compiled and model.activation_checkpointing:
         raise UserError(
-            "model.compile=true with model.activation_checkpointing=true: not supported. Fix: set one of them to false."
+            f"model.compile={model.compile} with model.activation_checkpointing=true: not supported. Fix: set one of "
+            "them to false."
         )
     kind = BYOL if model.method == "simfle" and not model.facemae.enabled else METHODS[model.method]
     method = kind(model, views)  # type: ignore[call-arg]
@@ -57,12 +60,21 @@ def build_method(model: ModelConfig, views: ViewsConfig) -> Method:
     for network in method.networks():
         if model.activation_checkpointing:
             enable_activation_checkpointing(network)
-        if model.compile:
-            compiled(network)
+        if is_compiled:
+            compiled(network, graphs=model.compile == GRAPHS)
     return method
 
 
-def compiled(network: nn.Module, backend: str = "inductor") -> None:
-    """Compile `network` in place with torch.compile; names do not change. On failure, log it and run uncompiled."""
+def compiled(network: nn.Module, backend: str = "inductor", *, graphs: bool = False) -> None:
+    """Compile `network` in place with torch.compile; names do not change. On failure, log it and run uncompiled.
+
+    graphs: whether to launch the kernels of a call as one CUDA graph. Call `begin_graphs` before each forward pass.
+    """
     torch._dynamo.config.suppress_errors = True
-    network.compile(backend=backend)
+    network.compile(backend=backend, mode="reduce-overhead" if graphs else None)
+
+
+def begin_graphs(model: ModelConfig) -> None:
+    """Allow CUDA graphs to overwrite the outputs of the previous forward and backward pass."""
+    if model.compile == GRAPHS:
+        torch.compiler.cudagraph_mark_step_begin()

@@ -34,6 +34,16 @@ CONSTANTS: dict[str, Constant] = {
     "h100.nvlink": Constant(360e9, ASSUMED, "80 % of 450 GB/s each way"),
     "h100.dali": Constant(5000, ASSUMED, "three views; the A100's decoding alone"),
     "h100.watts": Constant(10200 / 8, PUBLISHED, "an eighth of a DGX H100's maximum of 10.2 kW, NVIDIA's data sheet"),
+    "h200.memory": Constant(141e9, PUBLISHED, "NVIDIA's data sheet, H200 SXM 141 GB"),
+    "h200.bandwidth": Constant(4.8e12, PUBLISHED, "NVIDIA's data sheet"),
+    "h200.peak": Constant(989e12, PUBLISHED, "NVIDIA's data sheet, dense bf16"),
+    "h200.conv": Constant(
+        2470 * 4.8 / 2.04 * RESNET50_STEP, ASSUMED, "the A100's, times the ratio of memory bandwidths"
+    ),
+    "h200.matmul": Constant(0.4 * 989e12, ASSUMED, "40 % of peak"),
+    "h200.nvlink": Constant(360e9, ASSUMED, "80 % of 450 GB/s each way"),
+    "h200.dali": Constant(5000, ASSUMED, "as the H100"),
+    "h200.watts": Constant(10200 / 8, ASSUMED, "as the H100"),
     "a100.memory": Constant(80e9, PUBLISHED, "NVIDIA's data sheet, A100 SXM4 80 GB"),
     "a100.bandwidth": Constant(2.04e12, PUBLISHED, "NVIDIA's data sheet"),
     "a100.peak": Constant(312e12, PUBLISHED, "NVIDIA's data sheet, dense bf16"),
@@ -66,6 +76,11 @@ CONSTANTS: dict[str, Constant] = {
     "grid.intensity": Constant(473, PUBLISHED, "g CO2e per kWh: world in 2024, Ember, Global Electricity Review 2025"),
 }
 DEVICES = tuple(sorted({name.split(".")[0] for name in CONSTANTS if name.endswith(".conv")}))
+
+
+def device_kind(name: str) -> str:
+    """Return the planner's name of a device (a100, cpu, ...) from its full name; empty for another device."""
+    return next((kind for kind in DEVICES if kind in name.lower()), "")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 # B micro-batch
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from simfle.optim import STATES
 
 CONVOLUTIONS, PRODUCTS, REST = "convolutions", "matrix products", "norms and elementwise"
 MATRICES = ("mm", "linear", "attention", "einsum", "matmul")  # parts of the names of matrix products
+NO_KERNEL = ("empty", "_unsafe_view")  # in the name of an operation that only allocates, or only changes a shape
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,13 @@ class ModelCost:
 def measure_cost(config: PretrainConfig) -> ModelCost:
     """Build the method of `config` without memory, run a forward and backward pass of 2 and of 3 images, and count.
 
+    The network is not compiled: the counts are those of an eager step.
+
     Raises:
         UserError: If the model cannot be built.
     """
     with torch.device("meta"):
-        model = build_method(config.model, config.views).train()
+        model = build_method(replace(config.model, compile="false"), config.views).train()
     parameters = list(model.parameters())
     typical = [module for module in model.modules() if type(module) in (nn.Linear, nn.Conv2d)]
     narrow = {id(parameter): parameter for module in typical for parameter in module.parameters(recurse=False)}
@@ -92,8 +95,14 @@ def _line(at2: float, at3: float) -> LinearCost:
     return LinearCost(at2 - 2 * (at3 - at2), at3 - at2)
 
 
+def launches_kernel(func: Any) -> bool:
+    """Return whether a dispatched operation starts a kernel. Views, allocations and queries (prim::device) do not."""
+    name = func.name()
+    return name.startswith("aten::") and not func.is_view and not any(word in name for word in NO_KERNEL)
+
+
 class _Operations(TorchDispatchMode):
-    """Count launched operations, without views, BatchNorms, and the bytes read and written."""
+    """Count launched operations, BatchNorms, and the bytes that kernels read and write."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,13 +111,14 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.name()
-        self.launched += name.startswith("aten::") and not func.is_view
         self.norms += "batch_norm" in name and "backward" not in name
         result = func(*args, **(kwargs or {}))
-        if not func.is_view:
+        if launches_kernel(func):
+            self.launched += 1
             matrices = any(word in name for word in MATRICES)
             kind = CONVOLUTIONS if "convolution" in name else PRODUCTS if matrices else REST
-            self.moved[kind] += sum(each.nbytes for each in tree_leaves((args, kwargs, result)) if _is_tensor(each))
+            read = args[1:] if name == "aten::copy_" else args  # its first operand is only written
+            self.moved[kind] += sum(each.nbytes for each in tree_leaves((read, kwargs, result)) if _is_tensor(each))
         return result
 
 

@@ -4,6 +4,7 @@ Bytes are those of an eager step: each operation reads its operands from the dev
 there. Fused kernels (compile) move fewer bytes, so they can be faster than this minimum.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from simfle.config.schema import PretrainConfig
@@ -12,15 +13,22 @@ from simfle.plan.model_cost import CONVOLUTIONS, PRODUCTS, REST, ModelCost
 from simfle.runtime.distributed import BatchLayout
 
 FP32 = 4
+TARGET, GOOD = 0.40, 0.55  # fractions of the roofline that a step should reach: at least, preferably
 
 
 @dataclass(frozen=True)
 class RooflinePart:
-    """Part of a process's step: floating-point operations, bytes, the minimum seconds, and their bound."""
+    """Part of a process's step: floating-point operations, bytes, and the minimum seconds.
+
+    compute: seconds of the operations at the device's peak; memory: seconds of the bytes at its bandwidth; seconds: the
+    longer of the two, named by `bound`.
+    """
 
     name: str
     flops: float
     bytes: float
+    compute: float
+    memory: float
     seconds: float
     bound: str
 
@@ -36,11 +44,25 @@ def roofline(
     parts.append(("optimizer and EMA", 0.0, update_bytes(config, work, batch.processes)))
     found = []
     for name, number, size in parts:
-        seconds = number / peak, size / bandwidth
-        found.append(
-            RooflinePart(name, number, size, max(seconds), "arithmetic" if seconds[0] > seconds[1] else "memory")
-        )
+        compute, memory = number / peak, size / bandwidth
+        bound = "arithmetic" if compute > memory else "memory"
+        found.append(RooflinePart(name, number, size, compute, memory, max(compute, memory), bound))
     return found
+
+
+def roofline_table(parts: Sequence[RooflinePart], images: int) -> str:
+    """Return a Markdown table of the parts of a step of `images` images, their sum, and the target."""
+    lines = ["| part | TFLOP | GB | by operations | by bytes | minimum | bound |", "|---|---:|---:|---:|---:|---:|---|"]
+    for part in parts:
+        times = (f"{seconds * 1e3:.1f} ms" for seconds in (part.compute, part.memory, part.seconds))
+        lines.append(
+            f"| {part.name} | {part.flops / 1e12:.2f} | {part.bytes / 1e9:.1f} | {' | '.join(times)} | {part.bound} |"
+        )
+    flops, moved, total = (sum(getattr(part, name) for part in parts) for name in ("flops", "bytes", "seconds"))
+    lines.append(f"| step of {images:,} images | {flops / 1e12:.2f} | {moved / 1e9:.1f} | | | {total * 1e3:.1f} ms | |")
+    rates = (("limit", 1.0), ("target, at least", TARGET), ("target, preferably", GOOD))
+    lines += [f"| {name}, {share:.0%} | | | | | {share * images / total:,.0f} images/s | |" for name, share in rates]
+    return "\n".join(lines)
 
 
 def update_bytes(config: PretrainConfig, work: ModelCost, processes: int) -> float:

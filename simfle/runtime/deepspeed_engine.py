@@ -19,21 +19,35 @@ BUCKET = 50_000_000  # elements of a gradient bucket
 
 
 def init_deepspeed(
-    model: nn.Module, optimizer: torch.optim.Optimizer, layout: BatchLayout, train: TrainConfig, optim: OptimConfig
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    layout: BatchLayout,
+    train: TrainConfig,
+    optim: OptimConfig,
+    *,
+    stage: int | None = None,
 ) -> Any:
-    """Initialize DeepSpeed with ZeRO, autocast, accumulation and clipping from the run's configuration alone."""
+    """Initialize DeepSpeed with ZeRO, autocast, accumulation and clipping from the run's configuration alone.
+
+    stage: ZeRO stage in place of the effective one, which is 0 for one process. Benchmarks use it to measure its cost.
+    """
     import deepspeed
 
     # ZeRO flattens views, and a broadcast needs plain strides instead of channels_last.
     for parameter in model.parameters():
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
-    train = with_zero_stage(train, optim, layout, model)
+    train = with_zero_stage(train, optim, layout, model) if stage is None else replace(train, zero_stage=stage)
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=deepspeed_config(layout, train, optim), dist_init_required=False
     )
+    if train.zero_stage == 0:
+        # Images are in channels_last. With plain weights, a GPU copies a weight in each convolution, and its gradient.
+        for parameter in model.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     if engine.dp_world_size != dist.get_world_size():
         raise RuntimeError(f"DeepSpeed sees {engine.dp_world_size} processes, torch {dist.get_world_size()}")
-    if dist.get_world_size() == 1:
+    if dist.get_world_size() == 1 and not stage:
         engine.enable_backward_allreduce = False  # it would copy all gradients to a bucket and back, to no effect
     return engine
 

@@ -141,7 +141,7 @@ def trial_step(config: PretrainConfig, micro: int, device: torch.device) -> int:
     only makes these copies smaller.
     """
     # A compiled model needs less memory, but each trial would take minutes to compile.
-    plain = replace(config.model, compile=False)
+    plain = replace(config.model, compile="false")
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         model = build_method(plain, config.views).to(device).train()
     parameters = [parameter for _, parameter in trainable_parameters(model)]

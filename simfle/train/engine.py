@@ -14,6 +14,7 @@ from simfle.data.training_data import TrainingData
 from simfle.errors import UserError
 from simfle.models.base import Losses, Method
 from simfle.models.layers.sync_batchnorm import convert_sync_batchnorm
+from simfle.models.registry import begin_graphs
 from simfle.optim import STATES, build_optimizer, lr_at_step, parameter_groups, set_lr
 from simfle.runtime.deepspeed_engine import init_deepspeed
 from simfle.runtime.distributed import BatchLayout, World, intra_op_threads
@@ -53,6 +54,7 @@ class TrainEngine:
     ) -> None:
         self.deepspeed, self.start, self.step = deepspeed, start, start.step
         self.model: Method = deepspeed.module
+        self._config = config.model
         self._device, self._optim, self._global_batch = world.device, config.optim, config.train.global_batch
         self._optimizer = optimizer
         self._buffers = list(state_dict.persistent_buffers(self.model).values())
@@ -77,6 +79,7 @@ class TrainEngine:
 
     def forward(self, batch: Batch) -> Losses:
         """Compute the losses of a micro-batch."""
+        begin_graphs(self._config)
         losses: Losses = self.deepspeed(batch)
         return losses
 

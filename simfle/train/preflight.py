@@ -20,9 +20,10 @@ def check(config: PretrainConfig) -> None:
     """
     validate(config, unused=unused_fields(config))
     data, train = config.data, config.train
-    if config.model.compile and train.zero_stage == 3:
+    if config.model.compile in ("true", "graphs") and train.zero_stage == 3:
         raise UserError(
-            "model.compile=true with train.zero_stage=3: ZeRO replaces parameters. Fix: set train.zero_stage=2."
+            f"model.compile={config.model.compile} with train.zero_stage=3: ZeRO replaces parameters. Fix: set "
+            "train.zero_stage=2."
         )
     if data.resampled and not train.steps:
         raise UserError("data.resampled=true: a stream has no epochs. Fix: set train.steps.")

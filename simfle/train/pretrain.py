@@ -16,7 +16,7 @@ from simfle.runtime.collective import main_process_tries
 from simfle.runtime.device import device_errors_as_user_errors
 from simfle.runtime.distributed import BatchLayout, World, compute_batch_layout, init_distributed
 from simfle.runtime.signals import StopSignal
-from simfle.train import auto_batch, rank_consistency, run_dir
+from simfle.train import auto_batch, auto_compile, rank_consistency, run_dir
 from simfle.train.checkpointing.manager import CheckpointManager
 from simfle.train.engine import TrainEngine, start_engine
 from simfle.train.preflight import check
@@ -75,7 +75,7 @@ def open_trainer(config: PretrainConfig, context: JobContext = JobContext()) -> 
         run_dir.disk_errors_as_user_errors(Path(config.train.run_dir)),
         ExitStack() as ends,
     ):
-        config = auto_batch.resolve_micro_batch(config, world)
+        config = auto_batch.resolve_micro_batch(auto_compile.resolve_compile(config, world.device), world)
         layout = compute_batch_layout(config.train, world.world_size)
         data = open_data(config.data, config.train.seed, layout.global_batch, world.rank)
         rank_consistency.check_ranks_match(config, data, world)

@@ -57,6 +57,7 @@ ELSEWHERE = {
     "--nodes 2": "tests/cluster/test_doctor.py",
     "bench startup": "tests/unit/simfle/bench/test_bench_training.py",
     "bench scaling": "tests/cluster/test_slurm_page.py",
+    "bench peers": "tests/unit/simfle/bench/test_peers.py",
     "bench gpu": "tests/unit/simfle/bench/test_gpu_day.py",
     "[options]": "tests/unit/shards/sources",
     "configs/compare/": "tests/docs/test_docs_parsed.py",  # uses the corpus of docs/results.md

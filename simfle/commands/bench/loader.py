@@ -32,6 +32,7 @@ def bench_loader(
     import torch
 
     from simfle.bench import timing, views
+    from simfle.plan.hardware import device_kind
 
     device = torch.device("cuda" if config.train.device != "cpu" and torch.cuda.is_available() else "cpu")
     before = torch.get_num_threads()
@@ -45,8 +46,8 @@ def bench_loader(
     if "opencv 1" in found:
         known["loader.core"] = found["opencv 1"].rate
     if "dali gpu" in found:
-        name = torch.cuda.get_device_name(device).lower()
-        known |= {f"{key}.dali": found["dali gpu"].rate for key in ("h100", "a100") if key in name}
+        kind = device_kind(torch.cuda.get_device_name(device))
+        known |= {f"{kind}.dali": found["dali gpu"].rate} if kind else {}
     size = sum(image.size for image in data) / len(data)
     result = timing.report(found, device, constants=known, image_bytes=size, images=len(data))
     timing.show(

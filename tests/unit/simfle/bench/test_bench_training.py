@@ -73,9 +73,11 @@ def test_training_and_checkpoints_are_measured_on_a_real_run(faces: Path, tmp_pa
 
 def test_a_turn_of_another_process_counts_its_cpu_time_and_tells_its_failure() -> None:
     busy = "import time\nwhile time.process_time() < 0.3: pass"
-    seconds, cpu = run_once([sys.executable, "-c", busy], [0])
-    assert cpu >= 0.3
-    assert seconds > 0
+    use = run_once([sys.executable, "-c", busy], [0])
+    assert use.cpu >= 0.3
+    assert use.seconds > 0
+    large = "import os; block = bytearray(2**27); raise SystemExit(os.environ['WORD'] != 'given')"
+    assert run_once([sys.executable, "-c", large], [0], {"WORD": "given"}).peak > 2**27
     assert run_once([sys.executable, "-c", "import sys; sys.exit(3)"], [3])[0] > 0
     with pytest.raises(UserError, match="exited with code 1: the reason"):
         run_once([sys.executable, "-c", "import sys; sys.exit('the reason')"], [0])

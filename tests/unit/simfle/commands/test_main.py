@@ -23,6 +23,7 @@ from simfle.config.schema import CONFIGS, PretrainConfig, load
 from simfle.doctor import checks
 from simfle.doctor.nodes import differing, judge, summary
 from simfle.errors import UserError
+from simfle.models.registry import build_method
 from simfle.plan.hardware import load_constants
 from simfle.train.auto_batch import largest_fitting_divisor, previous_micro_batch, trial_step
 from simfle.train.telemetry.progress import ProgressReporter
@@ -304,9 +305,15 @@ def test_the_largest_divisor_that_fits_is_found(share: int, room: int) -> None:
     assert len(set(tried)) == len(tried) <= 6
 
 
-def test_a_trial_is_a_whole_step() -> None:
-    config = load(PretrainConfig, None, [*SETTINGS, "train.precision=bf16"])
+def test_a_trial_is_a_whole_step_that_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr("simfle.models.registry.compiled", lambda network, **_: compiled.append(network))
+    config = load(PretrainConfig, None, [*SETTINGS, "train.precision=bf16", "model.compile=true"])
+    build_method(config.model, config.views)
+    assert len(compiled) == 3  # backbone, target backbone, FaceMAE
+    compiled.clear()
     assert trial_step(config, 4, torch.device("cpu")) > 100_000
+    assert not compiled
 
 
 @pytest.mark.parametrize(

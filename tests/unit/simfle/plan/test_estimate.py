@@ -218,7 +218,7 @@ def test_a_better_stage_is_offered_only_where_it_is_better() -> None:
         (["--nodes", "32"], "BatchNorm needs at least 2 samples"),
         (["train.zero_stage=5"], "train.zero_stage=5"),
         (["views.scale=[0.5,0.1]"], "views.scale"),
-        (["--gpu", "abacus"], "use one of a100, cpu, h100"),
+        (["--gpu", "abacus"], "use one of a100, cpu, h100, h200"),
         (["--network", "fast"], "8x400gb"),
         (["--nodes", "0"], "--nodes=0"),
         (["--pue", "0.9"], "--pue=0.9: must be at least 1"),

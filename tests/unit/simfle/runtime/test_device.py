@@ -109,7 +109,6 @@ def test_a_run_on_the_cpu_fixes_no_device_for_the_next(tmp_path: Path) -> None:
         engine = init_deepspeed(model, optimizer, compute_batch_layout(train, world.world_size), train, OptimConfig())
         assert not engine.tput_timer.config.enabled
         assert not engine.wall_clock_breakdown()
-        assert all(parameter.is_contiguous() for parameter in model.parameters())
         assert engine.device.type == "cpu"
     set_ds_accelerator("cuda")
     assert get_accelerator().device_name() == "cuda"

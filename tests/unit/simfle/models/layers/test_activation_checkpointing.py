@@ -79,4 +79,4 @@ def test_what_does_not_compile_runs_all_the_same(caplog: pytest.LogCaptureFixtur
     with pytest.raises(
         UserError, match=r"model\.compile=true with model\.activation_checkpointing=true: not supported"
     ):
-        build_method(replace(MODEL, compile=True, activation_checkpointing=True), VIEWS)
+        build_method(replace(MODEL, compile="true", activation_checkpointing=True), VIEWS)
