@@ -9,7 +9,7 @@ from typing import Any
 
 from shards.io.file_names import is_plain
 from simfle.config.schema import CONFIGS, config_field, load
-from simfle.config.validate import validate
+from simfle.config.validate import check_distinct_places, validate
 from simfle.errors import UserError
 from simfle.eval.config import EvalConfig
 
@@ -86,6 +86,7 @@ def open_benchmark(word: str, config: EvalConfig) -> Benchmark:
             f"benchmarks={name}: the shards of {found.name} are not given. Fix: set benchmarks=[{name}=FOLDER]."
         )
     check(found, str(file))
+    check_distinct_places("shards", found.shards)
     return found
 
 
@@ -104,6 +105,7 @@ def custom_benchmark(config: EvalConfig) -> Benchmark:
         min_class_count=config.min_class_count,
     )
     check(found, "the configuration")
+    check_distinct_places("shards", found.shards)
     return found
 
 
