@@ -5,7 +5,6 @@ and indexes. A single rename publishes OUT when everything is complete. Each sha
 the number of workers nor an interruption can change a byte.
 """
 
-import errno
 import json
 import sqlite3
 from collections import Counter
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.build.exclusion import build_exclusion_index
+from shards.build.failures import describe_failure
 from shards.build.numbered_labels import map_numbered_labels
 from shards.build.plan import BuildPlan, ShardSpec, digest_entries, make_plan
 from shards.build.shard_task import ShardJob, ShardResult, read_result, write_shard
@@ -87,22 +87,10 @@ def build(
             if not request.plan_marker.exists():  # a restart could reuse nothing
                 _clean_up(request.staging_dir, made)
             if isinstance(end, OSError | sqlite3.Error):
-                raise UserError(f"cannot build {out}: {_cause(end, request.staging_dir)}") from None
+                raise UserError(f"cannot build {out}: {describe_failure(end, request.staging_dir)}") from None
             raise
         delete_build(request.staging_dir)
     return report
-
-
-def _cause(error: OSError | sqlite3.Error, partial: Path) -> str:
-    """Return what failed and how to fix it."""
-    if isinstance(error, sqlite3.OperationalError) and "lock" in str(error):
-        return (
-            f"{error}: the file system of {partial} lacks the file locks that SQLite needs (NFS, Lustre, FUSE). "
-            "Fix: build on a local disk, then copy the shards."
-        )
-    if (isinstance(error, OSError) and error.errno == errno.EMFILE) or "unable to open database" in str(error):
-        return f"{error}: too many open files. Fix: run ulimit -n 4096 or lower --workers, then rerun the command."
-    return f"{error}. Fix: resolve this and rerun the command."
 
 
 def _check_existing(request: BuildSpec, entries: Iterable[Entry | Rejected]) -> BuildReport:

@@ -128,7 +128,9 @@ def make_plan(
     """
     path.unlink(missing_ok=True)
     digest = Digest(options)
-    with closing(sqlite3.connect(path, isolation_level=None)) as base:
+    # Without SQLite's own locks, which some network file systems lack: the build holds the lock of its folder.
+    address = f"{path.absolute().as_uri()}?vfs=unix-none"
+    with closing(sqlite3.connect(address, isolation_level=None, uri=True)) as base:
         # The file need not survive a crash: the plan is valid only once its digest is written.
         base.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -65536;" + SCHEMA)
         base.execute("BEGIN")

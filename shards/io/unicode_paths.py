@@ -32,7 +32,7 @@ def exists(path: Path) -> bool:
 def _spellings(folder: Path) -> dict[str, tuple[str, ...]]:
     """Map NFC -> names of a folder's files with accents."""
     found: dict[str, tuple[str, ...]] = {}
-    with suppress(OSError):
+    with suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # other errors are the disk's
         for item in folder.iterdir():
             if not item.name.isascii():
                 name = unicodedata.normalize("NFC", item.name)

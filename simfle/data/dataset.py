@@ -16,6 +16,7 @@ from shards.format.manifest import Manifest, ShardInfo
 from shards.format.shard_reader import OpenTar, TarTooShortError, image_table
 from shards.io.hashing import digest
 from shards.io.jsonl import MAX_JSON, loads
+from shards.io.open_files import raise_limit
 from shards.io.urls import is_url
 from shards.reading.cache import Cache
 from simfle.config.schema import DataConfig
@@ -76,7 +77,7 @@ class ShardCorpus:
                 f"data.shards: no samples in {', '.join(self.folders)}, splits {list(splits)}. Fix: check data.splits."
             )
         self.remote = any(place.remote for place in self.stores)
-        self._tars: LruCache[int, OpenTar] = LruCache(REMOTE_TARS if self.remote else TARS)
+        self._tars: LruCache[int, OpenTar] = LruCache(REMOTE_TARS if self.remote else _open_tars(len(self.shards)))
         self._tables: LruCache[int, Ints] = LruCache(TABLES)
         self._indexes: LruCache[int, Index] = LruCache(INDEXES)
 
@@ -218,6 +219,12 @@ def open_corpus(data: DataConfig) -> ShardCorpus:
     """Open the corpus of a configuration, with its cache if any shard comes from a URL. Raises like `ShardCorpus`."""
     cache = make_cache(data) if any(map(is_url, data.shards)) else None
     return ShardCorpus(data.shards, data.splits, cache)
+
+
+def _open_tars(shards: int) -> int:
+    """Return how many local tars may be open: at most half of the limit of open files, which is raised if needed."""
+    wanted = min(TARS, shards)
+    return max(1, min(wanted, raise_limit(2 * wanted) // 2))
 
 
 def _check_splits(manifests: Sequence[Manifest], splits: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from shards.entry import LazyBytes, Rejected
 from shards.errors import UserError
-from shards.io.atomic import read_bytes
+from shards.io.atomic import MISSING, UNREADABLE, read_bytes
 from shards.sources.containers.zips import read_zip
 from shards.sources.corpus_files import describe_dir, safe_relative_path
 
@@ -67,15 +67,23 @@ class CorpusFiles:
 
 
 def digest_of(read: Path | bytes | LazyBytes) -> bytes:
-    """Read the bytes of an entry's image; b"" if they cannot be read."""
+    """Read the bytes of an entry's image; b"" if the file is missing or unreadable.
+
+    Raises:
+        OSError: a disk or network fails.
+    """
     from shards.imaging.codec import ImageRejected
 
     if isinstance(read, bytes):
         return read
     try:
         return read() if isinstance(read, LazyBytes) else read_bytes(read)
-    except (OSError, ImageRejected):
+    except ImageRejected:
         return b""
+    except OSError as error:
+        if error.errno in (*MISSING, *UNREADABLE):
+            return b""
+        raise
 
 
 def find_corpus_files(root: Path, anchor: str, folder: str) -> CorpusFiles | None:
