@@ -1,4 +1,4 @@
-"""Match accented file names: lists use Unicode NFC (`José`), macOS disks NFD."""
+"""Match file names: lists use Unicode NFC (`José`), macOS disks NFD; Windows ignores the case of `.JPG`."""
 
 import unicodedata
 from contextlib import suppress
@@ -9,7 +9,13 @@ MAX_FOLDERS = 64  # number of cached folder listings
 
 
 def find_spelling(path: Path) -> Path | None:
-    """Return the file that `path` means in another Unicode form; None if there is none or more than one."""
+    """Return the file that `path` means in another Unicode form, or with its extension in another case.
+
+    Returns None if there is none or more than one.
+    """
+    cased = [other for other in _other_cases(path) if other.exists()]
+    if cased:
+        return cased[0] if len(cased) == 1 else None
     if str(path).isascii():
         return None
     found = Path(path.anchor)
@@ -21,6 +27,12 @@ def find_spelling(path: Path) -> Path | None:
             part = names[0]  # noqa: PLW2901 - the same name
         found /= part
     return found if found.exists() else None
+
+
+def _other_cases(path: Path) -> list[Path]:
+    """Return the path with its extension in lower and in upper case, without the path itself."""
+    suffixes = {path.suffix.lower(), path.suffix.upper()} - {path.suffix}
+    return [path.with_suffix(suffix) for suffix in sorted(suffixes)] if path.suffix else []
 
 
 def exists(path: Path) -> bool:

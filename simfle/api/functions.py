@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards.errors import UserError
-from shards.format.manifest import NAME
+from shards.format.manifest import NAME, REJECTED
 from shards.io.atomic import expand_home
 from shards.io.urls import is_url
 from shards.reading.dataset import ShardDataset
@@ -152,6 +152,12 @@ def build_folder(images: Path, out: Path) -> None:
     report = build(request, Folder(images), lambda *_: None)
     if not report.up_to_date:
         log.info("%s: built shards of %d images in %s", images, report.manifest.samples, out)
+    rejected = report.manifest.rejected
+    if count := sum(rejected.values()):
+        reasons = ", ".join(f"{number} {reason}" for reason, number in rejected.items())
+        log.warning("%s: %d images are not used (%s): see %s", images, count, reasons, out / REJECTED)
+    for note in report.notes:
+        log.info("%s: %s", images, note)
 
 
 def _as_shards(place: str | Path | ShardDataset, out: Path) -> str:
@@ -203,13 +209,16 @@ def _place(place: str | Path | ShardDataset) -> str:
 
 
 def _file(place: str | Path) -> str | Path:
-    """Return the exported backbone of a run folder; anything else unchanged."""
+    """Return the backbone of a run folder, exported if needed; anything else unchanged."""
     if not isinstance(place, str | Path):
         kind = type(place).__name__
         raise UserError(f"backbones: a {kind} has no name for the results. Fix: give its file or name instead.")
     here = expand_home(place)
-    exported = here / "export" / "online"
-    return exported if exported.is_dir() else here if here.exists() else place
+    from simfle.export.timm import exported_backbone, is_run
+
+    if is_run(here):
+        return exported_backbone(here)
+    return here if here.exists() else place
 
 
 def _written(value: Any) -> str:

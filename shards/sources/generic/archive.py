@@ -13,7 +13,16 @@ from shards.rules import normalize_unicode
 from shards.sources.containers.tars import ENDINGS, ArchiveMember, read_tar, stem
 from shards.sources.containers.zips import read_zip
 from shards.sources.corpus_files import describe_dir, safe_relative_path
-from shards.sources.generic.folder import EXTENSIONS, count_folder, infer_label_and_split, unused_folder_notes, walk
+from shards.sources.generic.folder import (
+    EXTENSIONS,
+    conversion_note,
+    count_folder,
+    infer_label_and_split,
+    unused_folder_notes,
+    walk,
+)
+
+UNREAD_ARCHIVES = (".7z", ".rar", ".zst", ".gz", ".bz2", ".xz", ".lz4", ".iso", ".dmg")  # tar.gz and the like are read
 
 
 @dataclass
@@ -61,8 +70,9 @@ class Archive:
         if not found:
             seen = [f"{count} {extension}" for extension, count in self.others.most_common(5)]
             where = f"below {self.subdir!r} in {self.root}" if self.subdir else f"in {self.root}"
+            fix = "unpack it" if self.root.suffix.lower() in UNREAD_ARCHIVES else "check the path"
             raise UserError(
-                f"archive: no images {where} (found: {', '.join(seen) or damage or 'nothing'}). Fix: check the path."
+                f"archive: no images {where} (found: {', '.join(seen) or damage or 'nothing'}). Fix: {fix}."
             )
 
     def notes(self) -> list[str]:
@@ -71,6 +81,7 @@ class Archive:
         if self.others:
             kinds = ", ".join(f"{count} {extension}" for extension, count in sorted(self.others.items()))
             found.append(f"members of {self.root.name} that are not images: {kinds}")
+            found += conversion_note(self.others)
         for name, count in self.packed.items():
             if count:
                 found.append(f"{name} is a compressed tar: its {count} images were copied into the plan")
