@@ -14,6 +14,7 @@ from simfle.errors import UserError
 from simfle.eval.config import EvalConfig
 
 FOLDER = CONFIGS / "benchmarks"
+OWN = "own"  # name of the benchmark made of shards=
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 
 
@@ -95,7 +96,7 @@ def custom_benchmark(config: EvalConfig) -> Benchmark:
     if not config.shards:
         raise UserError("benchmarks=[]: empty. Fix: set benchmarks=[NAME=FOLDER] or shards=[FOLDER].")
     found = Benchmark(
-        name="own",
+        name=OWN,
         title="the given shards",
         shards=list(config.shards),
         train=config.train_split,
