@@ -1,6 +1,7 @@
 """Export a run's newest complete checkpoint to backbone files: timm's parameter names, safetensors and JSON."""
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,11 +14,13 @@ from torch import Tensor
 
 from shards.io.atomic import regular_path, write_atomic
 from shards.redact import to_json
+from simfle.config.overrides import shell_line
 from simfle.config.schema import load_yaml
 from simfle.errors import UserError
-from simfle.eval.backbones.load import METADATA, WEIGHTS, BackboneMetadata, build_network
+from simfle.eval.backbones.load import METADATA, WEIGHTS, BackboneMetadata, build_network, read_metadata
 from simfle.runtime import run_files
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 NETWORKS = ("online", "target")  # a method without a target network exports only the online one
 TRIES = 5  # attempts, since a run may delete a checkpoint during reading
@@ -98,6 +101,37 @@ def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
         write_atomic(folder / METADATA, (to_json(asdict(card), indent=1) + "\n").encode())
         written[network] = folder / WEIGHTS
     return written
+
+
+def is_run(place: Path) -> bool:
+    """Return whether a folder is a run with checkpoints, complete or not."""
+    return (place / "checkpoints").is_dir()
+
+
+def exported_backbone(run: Path) -> Path:
+    """Return the weights of a run's exported online backbone; export the newest checkpoint first if there is none.
+
+    Warns if the run has newer checkpoints than its export.
+
+    Raises:
+        UserError: see `export_backbones`; the run folder cannot be written.
+    """
+    weights = run / "export" / NETWORKS[0] / WEIGHTS
+    if not weights.is_file():
+        log.info("exporting the backbone of %s", run)
+        try:
+            return export_backbones(run)[NETWORKS[0]]
+        except OSError as error:
+            command = shell_line("simfle", "export", run, "--out", "FOLDER")
+            raise UserError(f"{run}: cannot be written ({error.strerror}). Fix: run {command}.") from None
+    try:
+        newest = newest_checkpoint(run).name
+    except UserError:  # only the exported backbone was kept
+        return weights
+    if read_metadata(weights.with_name(METADATA)).run.get("checkpoint") != newest:
+        update = shell_line("simfle", "export", run)
+        log.warning("%s has reached %s since its backbone was exported; to update it: %s", run, newest, update)
+    return weights
 
 
 def _side(tensors: dict[str, Tensor]) -> int | None:
