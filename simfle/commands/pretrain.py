@@ -1,5 +1,6 @@
 """Pretrain a backbone with one process, or with several started by a launcher."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +8,7 @@ from typing import Annotated
 import typer
 
 from simfle.commands.app import command, echo
+from simfle.commands.next_steps import after_pretraining, refuse_folder, show_next
 from simfle.config.schema import PretrainConfig, load
 from simfle.errors import RunStopped
 from simfle.runtime.entrypoint import gc_frozen_imports
@@ -31,6 +33,8 @@ def pretrain(
     arguments = list(overrides or [])
     if config is not None and "=" in config:  # no file, only key=value; Path would drop a slash of a URL
         arguments, config = [config, *arguments], None
+    if config is not None:
+        refuse_folder(Path(config), "pretrain")
     resolved = load(PretrainConfig, Path(config) if config is not None else None, arguments)
     check(resolved)
     if processes > 1:
@@ -46,6 +50,9 @@ def pretrain(
         run(resolved)
     except RunStopped as stopped:
         echo(str(stopped), err=True)
+        return
+    if os.environ.get("RANK", "0") == "0":
+        show_next(after_pretraining(Path(resolved.train.run_dir), resolved.data.shards))
 
 
 main = command(pretrain)
