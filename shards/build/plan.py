@@ -261,6 +261,15 @@ class BuildPlan:
             " GROUP BY grp HAVING count(DISTINCT split) > 1)"
         )
 
+    def similar_groups(self) -> tuple[int, list[str]]:
+        """Return the number of names of groups that several groups share apart from their case, and one example."""
+        same = (
+            "SELECT min(grp), max(grp) FROM found WHERE reason IS NULL AND grp IS NOT NULL"
+            " GROUP BY lower(CAST(grp AS TEXT)) HAVING count(DISTINCT grp) > 1"
+        )
+        example = self._base.execute(f"{same} ORDER BY 1 LIMIT 1").fetchone() or ()
+        return self._number(f"SELECT count(*) FROM ({same})"), [name.decode("utf-8", "replace") for name in example]
+
     def ungrouped_count(self) -> int:
         """Return the number of planned entries without a group."""
         return self._number("SELECT count(*) FROM found WHERE reason IS NULL AND grp IS NULL")

@@ -89,7 +89,7 @@ def _write_shard(job: ShardJob, shard: ShardSpec, advance: Callable[[int], None]
     path = job.partial / "shards" / f"{shard.name}.tar"
     result = ShardResult(path.name, shard.split)
     counts: Counter[str] = Counter()
-    hashes = bytearray()
+    images: list[tuple[int, int]] = []  # hash and label of each
     detect = job.detect()
     screened = load_filter(job.excluded) if job.excluded else None
     plan = BuildPlan(job.partial / "work" / "plan.sqlite")
@@ -110,7 +110,12 @@ def _write_shard(job: ShardJob, shard: ShardSpec, advance: Callable[[int], None]
                     for face in faces:
                         key = planned.key + face.suffix
                         tar.add(key, to_tar_members(key, face, numbers))
-                        hashes += short_hash(face.image.jpeg)
+                        images.append(
+                            (
+                                int.from_bytes(short_hash(face.image.jpeg), "little"),
+                                numbers.get(face.entry.label or "", -1),
+                            )
+                        )
                         result.bytes_kept += face.image.bytes_kept
                     result.samples += len(faces)
                     counts[planned.entry.label or ""] += len(faces)
@@ -124,7 +129,7 @@ def _write_shard(job: ShardJob, shard: ShardSpec, advance: Callable[[int], None]
         finally:
             tar.abort()
         result.labels = dict(sorted(counts.items()))
-        write_hashes(job.partial / "work", shard.name, bytes(hashes))
+        write_hashes(job.partial / "work", shard.name, images)
         write_atomic(job.partial / "work" / f"{shard.name}.json", json.dumps(asdict(result)).encode())
     finally:
         plan.close()
