@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import string
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,8 @@ SPLIT_NAMES |= {
 }
 # A ustar header holds a name of 100 bytes: a key and an extension of up to 9 characters (".json").
 KEY_LENGTH = 90
-INVISIBLE = string.whitespace + "\u00a0\u200b\u200c\u200d\u2060\ufeff"  # as web pages and Excel leave them
+# Spaces and invisible characters around a label, as web pages and Excel leave them.
+AROUND = re.compile(r"^[\s\u200b\u200c\u200d\u2060\ufeff]+|[\s\u200b\u200c\u200d\u2060\ufeff]+$")
 FEW = 4096  # cached label and split names: a corpus repeats a few of them millions of times
 
 
@@ -108,7 +108,7 @@ def normalize_label(label: str | None) -> str | None:
     """Return a label in NFC, casefolded, without spaces and invisible characters around it; None if nothing is left."""
     # A folder name may not be valid UTF-8, but a label must be encodable.
     text = (label or "").encode("utf-8", "backslashreplace").decode()
-    return normalize_unicode(text).replace("\u00a0", " ").strip(INVISIBLE).casefold() or None
+    return AROUND.sub("", normalize_unicode(text)).casefold() or None
 
 
 @lru_cache(FEW)

@@ -62,7 +62,7 @@ def test_extensions_in_another_case_than_the_files(tmp_path: Path) -> None:
 def test_invisible_characters_make_no_class() -> None:
     for text in ("Happy ", "happy\u200b", "\ufeffhappy", "HAPPY\u00a0", "\u2060happy\t"):
         assert normalize_label(text) == "happy"
-    assert normalize_label("very\u00a0happy") == "very happy"
+    assert normalize_label("\u2003very happy\u3000\u200b ") == "very happy"
     assert normalize_label("\u0645\u06cc\u200c\u062e") == "\u0645\u06cc\u200c\u062e"  # within a word it is a letter
     assert normalize_label("\u200b ") is None
 
