@@ -80,8 +80,8 @@ def write_shard(job: ShardJob, shard: ShardSpec, advance: Callable[[int], None])
         try:
             _write_shard(job, shard, advance)
         except (OSError, sqlite3.Error) as error:
-            why = describe_failure(error, job.partial)
-            raise UserError(f"while writing {shard.name}: {why} Finished shards are kept.") from None
+            cause, _, fix = describe_failure(error, job.partial).partition(". Fix: ")
+            raise UserError(f"{cause} while writing {shard.name}; finished shards are kept. Fix: {fix}") from None
 
 
 def _write_shard(job: ShardJob, shard: ShardSpec, advance: Callable[[int], None]) -> None:
