@@ -114,7 +114,8 @@ def _evaluate(run: Path, folders: list[Path], counts: Counter[str]) -> list[str]
     elif len(folders) > 1:
         return []
     else:
-        shards, folders = folders[0], [folders[0].with_name(f"{folders[0].resolve().name}-split")]
+        shards = folders[0] if folders[0].name else folders[0].resolve()  # "." has no name
+        folders = [shards.with_name(f"{shards.name}-split")]
         if not folders[0].exists():
             splits = f"{TRAIN}=0.8,{TEST}=0.2"
             first = [shell_line("simfle", "shards", "split", shards, folders[0], "--splits", splits)]
@@ -132,6 +133,6 @@ def _config(name: str) -> str:
 
 def _free_run(shards: str) -> Path:
     """Return a run folder named after the shards that does not exist yet: another run's folder would be refused."""
-    name = Path(shards).resolve().name or "simfle"
+    name = Path(shards).name or "simfle"
     found = (Path("runs") / (f"{name}-{number}" if number > 1 else name) for number in range(1, 1000))
     return next((run for run in found if not run.exists()), Path("runs") / name)
