@@ -13,8 +13,13 @@ from shards.errors import UserError
 
 TRAIN, VAL, TEST = "train", "val", "test"
 SPLIT_NAMES = {"training": TRAIN, "valid": VAL, "validation": VAL, "dev": VAL, "testing": TEST}
+SPLIT_NAMES |= {
+    f"{name}-set": split for name, split in (SPLIT_NAMES | {each: each for each in (TRAIN, VAL, TEST)}).items()
+}
 # A ustar header holds a name of 100 bytes: a key and an extension of up to 9 characters (".json").
 KEY_LENGTH = 90
+# Spaces and invisible characters around a label, as web pages and Excel leave them.
+AROUND = re.compile(r"^[\s\u200b\u200c\u200d\u2060\ufeff]+|[\s\u200b\u200c\u200d\u2060\ufeff]+$")
 FEW = 4096  # cached label and split names: a corpus repeats a few of them millions of times
 
 
@@ -100,10 +105,10 @@ def normalize_unicode(name: str) -> str:
 
 @lru_cache(FEW)
 def normalize_label(label: str | None) -> str | None:
-    """Return a label in NFC, stripped and casefolded, or None if nothing is left."""
+    """Return a label in NFC, casefolded, without spaces and invisible characters around it; None if nothing is left."""
     # A folder name may not be valid UTF-8, but a label must be encodable.
     text = (label or "").encode("utf-8", "backslashreplace").decode()
-    return normalize_unicode(text).strip().casefold() or None
+    return AROUND.sub("", normalize_unicode(text)).casefold() or None
 
 
 @lru_cache(FEW)

@@ -5,7 +5,7 @@ and indexes. A single rename publishes OUT when everything is complete. Each sha
 the number of workers nor an interruption can change a byte.
 """
 
-import errno
+import difflib
 import json
 import sqlite3
 from collections import Counter
@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from shards.build.exclusion import build_exclusion_index
+from shards.build.failures import describe_failure
 from shards.build.numbered_labels import map_numbered_labels
 from shards.build.plan import BuildPlan, ShardSpec, digest_entries, make_plan
 from shards.build.shard_task import ShardJob, ShardResult, read_result, write_shard
 from shards.build.spec import BuildSpec
-from shards.build.split_copies import copies_across_splits
+from shards.build.split_copies import count_copies
 from shards.entry import REJECT_REASONS, Entry, Rejected
 from shards.errors import UserError
 from shards.format.manifest import FORMAT, NAME, REJECTED, Manifest, ShardInfo, read_manifest, write_manifest
@@ -30,6 +31,7 @@ from shards.io.locks import try_lock
 from shards.io.staging import LOCK, delete_build, is_build_staging, refuse_foreign_files
 from shards.io.unicode_paths import exists
 from shards.io.worker_pool import parallel_map, report_progress
+from shards.rules import TEST, TRAIN, VAL
 
 MAX_NAMED = 10  # maximum number of labels in a note
 FEWEST_MISSING = 3  # number of missing files that is always tolerated
@@ -87,22 +89,10 @@ def build(
             if not request.plan_marker.exists():  # a restart could reuse nothing
                 _clean_up(request.staging_dir, made)
             if isinstance(end, OSError | sqlite3.Error):
-                raise UserError(f"cannot build {out}: {_cause(end, request.staging_dir)}") from None
+                raise UserError(f"cannot build {out}: {describe_failure(end, request.staging_dir)}") from None
             raise
         delete_build(request.staging_dir)
     return report
-
-
-def _cause(error: OSError | sqlite3.Error, partial: Path) -> str:
-    """Return what failed and how to fix it."""
-    if isinstance(error, sqlite3.OperationalError) and "lock" in str(error):
-        return (
-            f"{error}: the file system of {partial} lacks the file locks that SQLite needs (NFS, Lustre, FUSE). "
-            "Fix: build on a local disk, then copy the shards."
-        )
-    if (isinstance(error, OSError) and error.errno == errno.EMFILE) or "unable to open database" in str(error):
-        return f"{error}: too many open files. Fix: run ulimit -n 4096 or lower --workers, then rerun the command."
-    return f"{error}. Fix: resolve this and rerun the command."
 
 
 def _check_existing(request: BuildSpec, entries: Iterable[Entry | Rejected]) -> BuildReport:
@@ -295,27 +285,62 @@ def _notes(request: BuildSpec, plan: BuildPlan, report: BuildReport) -> Iterator
     divided = plan.groups_across_splits()
     if divided:
         yield f"{divided} groups are in more than one split of the source"
-    copies = copies_across_splits(request.staging_dir / "work", ((shard.split, shard.name) for shard in plan.shards()))
-    if copies:
+    copies = count_copies(request.staging_dir / "work", ((shard.split, shard.name) for shard in plan.shards()))
+    if copies.across:
         yield (
-            f"{copies} images are exact copies of images in another split, so test splits may contain training images. "
-            "Fix: list them with simfle shards duplicates, or build with --exclude"
+            f"{copies.across} images are exact copies of images in another split, so test splits may contain training "
+            "images. Fix: list them with simfle shards duplicates, or build with --exclude"
         )
-    drawn = request.rules.val_fraction or request.rules.test_fraction
-    if drawn and plan.ungrouped_count() == plan.planned():
-        yield "people are unknown, so a person may be in several splits. Fix: find people in paths with --group-pattern"
-    if request.rules.group_pattern and plan.ungrouped_count():
-        yield f"{plan.ungrouped_count()} entries do not match --group-pattern; each is a separate group"
+    if copies.within:
+        yield (
+            f"{copies.within} images are exact copies of other images in their split, so each counts several times. "
+            "Fix: list them with simfle shards duplicates, then remove them with simfle shards remove --list"
+        )
+    if copies.relabeled:
+        yield f"{copies.relabeled} images occur with different labels. Fix: list them with simfle shards duplicates"
+    yield from _people_notes(request, plan)
     if people := manifest.rejected.get("excluded_person"):
         yield (
             f"{people} images were excluded because --exclude has people of the same name; if such names "
             "belong to different people (for example numbers of two corpora), use --exclude-images-only"
         )
+    yield from _odd_names(manifest)
     for split in manifest.splits:
         absent = [label for label in manifest.labels if not report.written[split, label]]
         if absent:
             more = f" and {len(absent) - MAX_NAMED} more" if len(absent) > MAX_NAMED else ""
             yield f"no sample in split {split} has the label {', '.join(absent[:MAX_NAMED])}{more}"
+
+
+def _odd_names(manifest: Manifest) -> Iterator[str]:
+    """Return notes about splits and labels that look like mistakes."""
+    for split in manifest.splits:
+        near = difflib.get_close_matches(split, (TRAIN, VAL, TEST), n=1, cutoff=0.7)
+        if near and split != near[0]:
+            yield f"split {split} is not {near[0]}, the name that training and evaluation use"
+    if len(manifest.labels) > MAX_NAMED and 2 * len(manifest.labels) > manifest.samples:
+        yield (
+            f"{len(manifest.labels)} labels for {manifest.samples} images: does the label column hold names of files "
+            "or people?"
+        )
+
+
+def _people_notes(request: BuildSpec, plan: BuildPlan) -> Iterator[str]:
+    """Return one note if people are unknown and several splits may share them."""
+    unknown, planned = plan.ungrouped_count(), plan.planned()
+    similar, example = plan.similar_groups()
+    if similar:
+        yield (
+            f"{similar} names of people differ only in upper and lower case, such as {' and '.join(example)}; they "
+            "count as different people"
+        )
+    if not unknown:
+        return
+    if request.rules.group_pattern:
+        yield f"{unknown} entries do not match --group-pattern; each is a separate group"
+    elif len({shard.split for shard in plan.shards()}) > 1:
+        who = "people are unknown" if unknown == planned else f"people of {unknown} of {planned} images are unknown"
+        yield f"{who}, so splits may share them. Fix: add --group-pattern to find the person in a path"
 
 
 def _nothing_to_write(reasons: dict[str, int], one: Rejected | None) -> str:

@@ -128,7 +128,9 @@ def make_plan(
     """
     path.unlink(missing_ok=True)
     digest = Digest(options)
-    with closing(sqlite3.connect(path, isolation_level=None)) as base:
+    # Without SQLite's own locks, which some network file systems lack: the build holds the lock of its folder.
+    address = f"{path.absolute().as_uri()}?vfs=unix-none"
+    with closing(sqlite3.connect(address, isolation_level=None, uri=True)) as base:
         # The file need not survive a crash: the plan is valid only once its digest is written.
         base.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -65536;" + SCHEMA)
         base.execute("BEGIN")
@@ -258,6 +260,15 @@ class BuildPlan:
             "SELECT count(*) FROM (SELECT grp FROM found WHERE reason IS NULL AND grp IS NOT NULL"
             " GROUP BY grp HAVING count(DISTINCT split) > 1)"
         )
+
+    def similar_groups(self) -> tuple[int, list[str]]:
+        """Return the number of names of groups that several groups share apart from their case, and one example."""
+        same = (
+            "SELECT min(grp), max(grp) FROM found WHERE reason IS NULL AND grp IS NOT NULL"
+            " GROUP BY lower(CAST(grp AS TEXT)) HAVING count(DISTINCT grp) > 1"
+        )
+        example = self._base.execute(f"{same} ORDER BY 1 LIMIT 1").fetchone() or ()
+        return self._number(f"SELECT count(*) FROM ({same})"), [name.decode("utf-8", "replace") for name in example]
 
     def ungrouped_count(self) -> int:
         """Return the number of planned entries without a group."""

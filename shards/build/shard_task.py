@@ -1,8 +1,8 @@
 """Unit of work of a worker process: write one planned shard as a tar, an index and a result file."""
 
-import errno
 import json
 import os
+import sqlite3
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.build.exclusion import ExclusionFilter, load_filter
+from shards.build.failures import describe_failure
 from shards.build.plan import BuildPlan, ShardSpec, entry_to_json
 from shards.build.split_copies import write_hashes
 from shards.entry import Entry, LazyBytes, Rejected
@@ -20,13 +21,10 @@ from shards.format.tar_writer import TarShardWriter
 from shards.imaging.align import Detector, build_detector
 from shards.imaging.codec import MAX_BYTES, EncodeOptions, ImageRejected
 from shards.imaging.face_crops import FaceSample, extract_faces
-from shards.io.atomic import open_regular, read_bytes, write_atomic
+from shards.io.atomic import MISSING, UNREADABLE, open_regular, read_bytes, write_atomic
 from shards.io.hashing import short_hash
 from shards.io.unicode_paths import find_spelling
 
-# Errors of open() that the file causes. Any other error is caused by the machine and must not reject an image.
-MISSING = (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
-UNREADABLE = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.EINVAL)
 REPORT_EVERY = 32  # entries between two progress updates
 
 
@@ -79,7 +77,11 @@ def write_shard(job: ShardJob, shard: ShardSpec, advance: Callable[[int], None])
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about corrupt files; the result records them
-        _write_shard(job, shard, advance)
+        try:
+            _write_shard(job, shard, advance)
+        except (OSError, sqlite3.Error) as error:
+            cause, _, fix = describe_failure(error, job.partial).partition(". Fix: ")
+            raise UserError(f"{cause} while writing {shard.name}; finished shards are kept. Fix: {fix}") from None
 
 
 def _write_shard(job: ShardJob, shard: ShardSpec, advance: Callable[[int], None]) -> None:
@@ -87,7 +89,7 @@ def _write_shard(job: ShardJob, shard: ShardSpec, advance: Callable[[int], None]
     path = job.partial / "shards" / f"{shard.name}.tar"
     result = ShardResult(path.name, shard.split)
     counts: Counter[str] = Counter()
-    hashes = bytearray()
+    images: list[tuple[int, int]] = []  # hash and label of each
     detect = job.detect()
     screened = load_filter(job.excluded) if job.excluded else None
     plan = BuildPlan(job.partial / "work" / "plan.sqlite")
@@ -108,7 +110,12 @@ def _write_shard(job: ShardJob, shard: ShardSpec, advance: Callable[[int], None]
                     for face in faces:
                         key = planned.key + face.suffix
                         tar.add(key, to_tar_members(key, face, numbers))
-                        hashes += short_hash(face.image.jpeg)
+                        images.append(
+                            (
+                                int.from_bytes(short_hash(face.image.jpeg), "little"),
+                                numbers.get(face.entry.label or "", -1),
+                            )
+                        )
                         result.bytes_kept += face.image.bytes_kept
                     result.samples += len(faces)
                     counts[planned.entry.label or ""] += len(faces)
@@ -122,14 +129,8 @@ def _write_shard(job: ShardJob, shard: ShardSpec, advance: Callable[[int], None]
         finally:
             tar.abort()
         result.labels = dict(sorted(counts.items()))
-        write_hashes(job.partial / "work", shard.name, bytes(hashes))
+        write_hashes(job.partial / "work", shard.name, images)
         write_atomic(job.partial / "work" / f"{shard.name}.json", json.dumps(asdict(result)).encode())
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        raise UserError(
-            f"{error.strerror or error}{where} while writing {shard.name}; finished shards are kept. "
-            "Fix: resolve this and rerun the command."
-        ) from None
     finally:
         plan.close()
 

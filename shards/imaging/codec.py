@@ -21,6 +21,14 @@ ROWS = 256  # image rows composited over white at a time
 MIN_SIDE = 16  # pixels; smaller images are useless for training
 MAX_BYTES = 1 << 30
 JPEG_START = b"\xff\xd8\xff"
+FTYP_IMAGES = (b"heic", b"heix", b"heif", b"heim", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
+OTHER_STARTS = (  # of files that are often named like images
+    (b"<!DOCTYPE", "a web page", "download the image again"),
+    (b"<html", "a web page", "download the image again"),
+    (b"version https://git-lfs", "a Git LFS pointer", "run git lfs pull"),
+    (b"<svg", "SVG", "convert it to JPEG"),
+    (b"%PDF", "PDF", "convert it to JPEG"),
+)
 STARTS = (
     JPEG_START,
     b"\x89PNG",
@@ -251,7 +259,7 @@ def _decode(data: bytes, options: EncodeOptions) -> DecodedImage:
     except UnidentifiedImageError:
         if data.startswith(STARTS):
             raise ImageRejected("unreadable", "its header is corrupt") from None
-        raise ImageRejected("not_an_image") from None
+        raise ImageRejected("not_an_image", _known_format(data)) from None
     except Exception as error:  # noqa: BLE001 - corrupt files raise anything; one file must not stop a build
         lighter = (
             png_chunks.strip_text_chunks(data)
@@ -261,6 +269,13 @@ def _decode(data: bytes, options: EncodeOptions) -> DecodedImage:
         if len(lighter) < len(data):
             return _decode(lighter, options)
         raise _damage(error) from None
+
+
+def _known_format(data: bytes) -> str:
+    """Return which format that is not read a file has, whatever its name says; "" if unknown."""
+    if data[4:8] == b"ftyp":
+        return "HEIC or AVIF; convert it to JPEG" if data[8:12] in FTYP_IMAGES else "a video or another MP4 file"
+    return next((f"{name}; {fix}" for start, name, fix in OTHER_STARTS if data.startswith(start)), "")
 
 
 def _damage(error: Exception) -> ImageRejected:

@@ -14,6 +14,9 @@ from shards.io.locks import flock
 
 CHUNK = 1 << 20
 NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # errors of file systems that cannot preallocate
+# Errors of open() that are the file's fault. Any other error is the machine's: a disk, a network, too many open files.
+MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+UNREADABLE = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.EINVAL)
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")
 MAX_READ = 1 << 32  # maximum bytes of a file that is read whole
 KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
@@ -78,6 +81,16 @@ def read_text(path: Path, encoding: str = "utf-8", errors: str = "strict") -> st
     """Read a regular file as text with \\n line endings. Raises like `open_regular`."""
     text = read_bytes(path).decode(encoding, errors)
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_text_if_exists(path: Path, encoding: str = "utf-8", errors: str = "replace") -> str | None:
+    """Read a file as text; None if there is none. Raises like `open_regular` for a file that cannot be read."""
+    try:
+        return read_text(path, encoding, errors)
+    except OSError as error:
+        if error.errno in MISSING:
+            return None
+        raise
 
 
 @contextmanager

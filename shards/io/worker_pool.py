@@ -22,14 +22,19 @@ from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, Generic, TypeVar
 
 from shards.errors import UserError
+from shards.io.open_files import raise_limit
 
+FILES_PER_PROCESS = 3  # open files here for each process, of which one is closed once the process has started
 EXIT_TIMEOUT = 2.0  # seconds for a process to stop
 PROGRAM = """
 import sys
 sys.path[:] = filter(None, sys.path)  # not the current folder, regardless of its content
 from multiprocessing.connection import Connection
 parent = Connection(int(sys.argv[1]))
-sys.path[:] = parent.recv()
+try:
+    sys.path[:] = parent.recv()
+except EOFError:  # the parent stopped before it had started all workers
+    sys.exit()
 from shards.io.worker_pool import worker_main
 worker_main(parent)
 """
@@ -138,6 +143,7 @@ def _died() -> UserError:
 def _started(function: Callable[[Any], Any], processes: int) -> "Iterator[list[Connection[Any, Any]]]":
     children: list[subprocess.Popen[bytes]] = []
     pipes: list[Connection[Any, Any]] = []
+    raise_limit(FILES_PER_PROCESS * processes)
     try:
         with _interrupts_ignored():  # workers ignore Ctrl-C: the parent handles it
             for _ in range(processes):

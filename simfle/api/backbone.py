@@ -11,12 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from shards.io.atomic import expand_home, read_bytes
-from simfle.config.overrides import shell_line
 from simfle.errors import UserError
 from simfle.eval.backbones.external import open_backbone
-from simfle.eval.backbones.load import METADATA, BackboneMetadata, PooledBackbone, read_metadata
+from simfle.eval.backbones.load import BackboneMetadata, PooledBackbone
 from simfle.eval.features.resize import resize, resize_tensor
-from simfle.export.timm import newest_checkpoint
+from simfle.export.timm import exported_backbone, is_run
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -120,6 +119,8 @@ def _checked(images: Tensor) -> Tensor:
 def load_backbone(path: str | Path, device: str | torch.device = "auto") -> Backbone:
     """Load the backbone in `path`, in eval mode: a backbone.safetensors, a folder with one, or a run folder.
 
+    A run's backbone is exported first if it is not yet.
+
     Third-party weights are named as in timm:resnet50, see simfle/eval/backbones/external.py. device: auto, cpu, cuda,
     one GPU such as cuda:1, or a torch.device.
 
@@ -129,29 +130,10 @@ def load_backbone(path: str | Path, device: str | torch.device = "auto") -> Back
     if not str(path):
         raise UserError("backbone='': empty. Fix: pass a run, a backbone.safetensors, or timm:NAME.")
     place = expand_home(path)
-    exported = place / "export" / "online"
-    if exported.is_dir() or (place / "checkpoints").is_dir():
-        if not exported.is_dir():
-            raise UserError(
-                f"backbone: {path} is a run without exported backbones. "
-                f"Fix: run {shell_line('simfle', 'export', path)}."
-            )
-        _mind_newer(place, exported)
-        place = exported
-    found = open_backbone(str(place) if place.exists() else str(path))  # Path may drop a slash from timm:NAME
+    if place.is_dir() and is_run(place):
+        place = exported_backbone(place)
+    found = open_backbone(str(place) if place.exists() else str(path))  # Path may drop a slash of timm:NAME
     return Backbone(found.module, found.card, pick_device(device))
-
-
-def _mind_newer(run: Path, exported: Path) -> None:
-    """Warn if a run has newer checkpoints than its exported backbone."""
-    try:
-        newest = newest_checkpoint(run).name
-    except UserError:  # the user kept only the exported backbone
-        return
-    if read_metadata(exported / METADATA).run.get("checkpoint") != newest:
-        log.warning(
-            "%s has reached %s since its backbone was exported; to update it: simfle export %s", run, newest, run
-        )
 
 
 def pick_device(name: str | torch.device) -> torch.device:

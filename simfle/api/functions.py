@@ -210,13 +210,16 @@ def _place(place: str | Path | ShardDataset) -> str:
 
 
 def _file(place: str | Path) -> str | Path:
-    """Return the exported backbone of a run folder; return other values unchanged."""
+    """Return the backbone of a run folder, exported if needed; return other values unchanged."""
     if not isinstance(place, str | Path):
         kind = type(place).__name__
         raise UserError(f"backbones: a {kind} has no name for the results. Fix: pass its file or name instead.")
     here = expand_home(place)
-    exported = here / "export" / "online"
-    return exported if exported.is_dir() else here if here.exists() else place
+    from simfle.export.timm import exported_backbone, is_run
+
+    if is_run(here):
+        return exported_backbone(here)
+    return here if here.exists() else place
 
 
 def _written(value: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.format.manifest import NAME
+from shards.format.manifest import NAME, REJECTED
 from shards.io.urls import is_url
 from shards.sources.containers.tars import ENDINGS
 from simfle.errors import UserError
@@ -89,6 +89,12 @@ def build_images(place: Path, out: Path, progress: ProgressCallback = lambda *_:
     report = build(request, entries, progress)
     if not report.up_to_date:
         log.info("%s: built shards of %d images in %s", place, report.manifest.samples, out)
+    rejected = report.manifest.rejected
+    if count := sum(rejected.values()):
+        reasons = ", ".join(f"{number} {reason}" for reason, number in rejected.items())
+        log.warning("%s: %d images are not used (%s): see %s", place, count, reasons, out / REJECTED)
+    for note in report.notes:
+        log.info("%s: %s", place, note)
 
 
 def _source(place: Path) -> "tuple[Iterable[Entry | Rejected], dict[str, Any]]":

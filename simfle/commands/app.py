@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from shards.io.atomic import RefusedFileError
+from shards.io.open_files import TOO_MANY, describe_limit
 from shards.printable import printable
 from simfle.errors import CollectiveError, PeerLostError, UserError
 from simfle.runtime.logs import plain_warnings
@@ -68,6 +69,9 @@ def run(app: typer.Typer) -> None:
         place = error.filename2 or error.filename  # the target of a rename
         if (error.errno in PLACE or isinstance(error, RefusedFileError)) and place:
             echo(f"error: {place}: {error.strerror}. Fix: choose another path, or correct this one.", err=True)
+            sys.exit(1)
+        if error.errno in TOO_MANY:
+            echo(f"error: {describe_limit()}", err=True)
             sys.exit(1)
         if error.errno not in DISK:
             raise

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from simfle.commands.app import command
-from simfle.config.overrides import format_override
+from simfle.commands.next_steps import refuse_folder, show_next
+from simfle.config.overrides import format_override, shell_line
 from simfle.errors import UserError
 
 
@@ -24,7 +25,7 @@ def evaluate(
     backbone: Annotated[
         list[str] | None,
         typer.Option(
-            help="backbone.safetensors, or a name such as timm:NAME, in addition to those in CONFIG (repeatable)"
+            help="backbone.safetensors, run folder, or a name such as timm:NAME, besides those in CONFIG (repeatable)"
         ),
     ] = None,
 ) -> None:
@@ -36,6 +37,8 @@ def evaluate(
     """
     words = list(arguments or [])
     file = Path(words.pop(0)) if words and "=" not in words[0] else None
+    if file is not None:
+        refuse_folder(file, "evaluate")
     if run is None and encoder != "online":
         raise UserError(f"--encoder={encoder}: only valid with --run. Fix: name the files with --backbone.")
     from simfle.config.schema import load
@@ -46,7 +49,7 @@ def evaluate(
         chosen += _exported(run, encoder)
         words = [format_override("out", run / "eval"), *words]
     config = load(EvalConfig, file, words)
-    config = replace(config, backbones=[*chosen, *config.backbones])
+    config = replace(config, backbones=[_of_run(place) for place in (*chosen, *config.backbones)])
 
     from simfle.commands.logs import show_logs
     from simfle.eval.evaluator import evaluate as run_evaluation
@@ -58,6 +61,15 @@ def evaluate(
     summary = run_evaluation(config, ["python", *sys.argv])
     console.print(summary)
     console.print(f"results: {config.out}", soft_wrap=True, highlight=False, markup=False)
+    if run is not None:
+        show_next([shell_line("simfle", "report", run)])
+
+
+def _of_run(place: str) -> str:
+    """Return the backbone of a run folder, exported if needed; any other place unchanged."""
+    from simfle.export.timm import exported_backbone, is_run
+
+    return str(exported_backbone(Path(place))) if is_run(Path(place)) else place
 
 
 def _exported(run: Path, encoder: str) -> list[str]:

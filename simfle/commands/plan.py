@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from simfle.plan.model_cost import ModelCost
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+LEAST_EFFICIENT = 0.5  # fraction of a step spent on arithmetic, below which a submitted job is warned about
 IMAGE_BYTES = 20_000  # a face of about 224 px as JPEG
 
 
@@ -35,7 +36,7 @@ class Request:
     corpus: "DatasetSpec"
     constants: "Constants"
     per_gpu: int
-    price: float
+    price: float = 0.0
 
 
 def plan_run(  # noqa: PLR0913, PLR0917 - one argument per option
@@ -125,6 +126,21 @@ def _check_batch(request: Request) -> None:
             f"{problem} (planned for --nodes {machines.nodes} --gpus-per-node {machines.per_node}). "
             "Fix: change it, or pass --batch-per-gpu N for N samples per GPU."
         ) from None
+
+
+def efficiency_note(config: PretrainConfig, nodes: int, gpus_per_node: int) -> str:
+    """Return a line about the efficiency of a job on GPUs, with this command's default hardware; local shards only."""
+    from simfle.plan.estimate import ClusterSpec
+    from simfle.plan.hardware import load_constants, network_rate
+    from simfle.plan.model_cost import measure_cost
+
+    machines = ClusterSpec(nodes, gpus_per_node, "h100", network_rate("400gb"), 12)
+    request = Request(config, machines, _corpus(config, 0, 0), load_constants([]), 0)
+    found = _estimate(request, measure_cost(config)).efficiency
+    note = f"planned efficiency on {nodes * gpus_per_node} H100: {found:.0%} (simfle plan)"
+    if found >= LEAST_EFFICIENT:
+        return note
+    return f"{note}; most of a step is not arithmetic. Fix: use fewer nodes, or a larger train.global_batch"
 
 
 def _check(config: PretrainConfig) -> None:

@@ -10,7 +10,8 @@ import typer
 
 from simfle.api.input_shards import is_data
 from simfle.commands.app import command, echo
-from simfle.config.overrides import format_override, parse_text, shell_line
+from simfle.commands.next_steps import after_pretraining, refuse_folder, show_next
+from simfle.config.overrides import format_override, parse_text
 from simfle.config.schema import PretrainConfig, load
 from simfle.errors import RunStopped, UserError
 from simfle.runtime.entrypoint import gc_frozen_imports
@@ -65,6 +66,8 @@ def pretrain(
 
 
 def _from_config(config: str | None, words: list[str], processes: int) -> None:
+    if config is not None:
+        refuse_folder(Path(config), "pretrain")
     resolved = load(PretrainConfig, Path(config) if config is not None else None, words)
     check(resolved)
     if processes > 1:
@@ -80,6 +83,9 @@ def _from_config(config: str | None, words: list[str], processes: int) -> None:
         run(resolved)
     except RunStopped as stopped:
         echo(str(stopped), err=True)
+        return
+    if os.environ.get("RANK", "0") == "0":
+        show_next(after_pretraining(Path(resolved.train.run_dir), resolved.data.shards))
 
 
 def _from_data(data: str, out: str | None, config: Path | None, words: list[str], processes: int) -> None:
@@ -112,8 +118,7 @@ def _from_data(data: str, out: str | None, config: Path | None, words: list[str]
         echo(str(stopped), err=True)
         return
     echo(f"backbone: {backbone}")
-    if not is_url(place := place if expand_home(place).is_dir() else resolved.data.shards[0]):
-        echo(f"next: {shell_line('simfle', 'embed', place, out, 'features.npz')}")
+    show_next(after_pretraining(Path(resolved.train.run_dir), resolved.data.shards))
 
 
 def _refuse_twice(words: Sequence[str], key: str, other: str) -> None:

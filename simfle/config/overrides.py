@@ -6,6 +6,7 @@ A folder may be called `exp #1`, `007` or `yes`: YAML would parse these names as
 import json
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 EXAMPLE = "cluster.extra_sbatch=['exclude=n[1-2]']"
@@ -81,5 +82,7 @@ def _double(text: str) -> str:
 
 
 def shell_line(*words: Any) -> str:
-    """Format a command so that it can be pasted into a shell."""
-    return shlex.join(map(str, words))
+    """Format a command so that it can be pasted into a shell; a path that begins with - does not become an option."""
+    return shlex.join(
+        f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words
+    )

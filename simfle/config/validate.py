@@ -8,6 +8,7 @@ the package that uses the fields.
 import dataclasses
 import difflib
 import math
+import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args, get_origin
@@ -145,3 +146,14 @@ def _suggestion(field: Any, value: Any) -> str:
 def _value_names(field: Any) -> Mapping[Any, str]:
     """Return the names of values, such as auto for -1."""
     return {value: name for name, value in field.metadata["aliases"].items()}
+
+
+def check_distinct_places(field: str, places: list[str]) -> None:
+    """Raise UserError if shards are named twice: their samples would count twice."""
+    seen: dict[str, str] = {}
+    for place in places:
+        real = place.rstrip("/") if "://" in place else os.path.realpath(place)
+        if real in seen:
+            both = place if place == seen[real] else f"{seen[real]} and {place} are the same folder, which"
+            raise UserError(f"{field}: {both} is named twice, and each sample would count twice. Fix: name it once.")
+        seen[real] = place

@@ -16,6 +16,7 @@ from shards.format.manifest import Manifest, ShardInfo
 from shards.format.shard_reader import OpenTar, TarTooShortError, image_table
 from shards.io.hashing import digest
 from shards.io.jsonl import MAX_JSON, loads
+from shards.io.open_files import raise_limit
 from shards.io.urls import is_url
 from shards.reading.cache import Cache
 from simfle.config.schema import DataConfig
@@ -35,6 +36,14 @@ REMOTE_TARS = 8  # open tars from URLs, unless kept explicitly; an open tar is n
 
 class SampleError(UserError):
     """Error: the bytes of one sample cannot be read; other samples may be readable."""
+
+
+class UnknownSplitError(UserError):
+    """Error: the shards have no split of this name. known: their splits."""
+
+    def __init__(self, split: str, known: Sequence[str]) -> None:
+        super().__init__(f"data.splits: no split {split!r} in these shards. Fix: choose from {', '.join(known)}.")
+        self.split, self.known = split, known
 
 
 class ShardCorpus:
@@ -70,6 +79,7 @@ class ShardCorpus:
                     self.shards.append((place, shard))
                     first_ids.append(next_id)
                 next_id += shard.samples
+        _check_copies(self.shards)
         self.counts = np.array([shard.samples for _, shard in self.shards], dtype=np.int64)
         self.first_ids = np.array(first_ids, dtype=np.int64)
         if not self.counts.sum():
@@ -77,7 +87,7 @@ class ShardCorpus:
                 f"data.shards: no samples in {', '.join(self.folders)}, splits {list(splits)}. Fix: check data.splits."
             )
         self.remote = any(place.remote for place in self.stores)
-        self._tars: LruCache[int, OpenTar] = LruCache(REMOTE_TARS if self.remote else TARS)
+        self._tars: LruCache[int, OpenTar] = LruCache(REMOTE_TARS if self.remote else _open_tars(len(self.shards)))
         self._tables: LruCache[int, Ints] = LruCache(TABLES)
         self._indexes: LruCache[int, Index] = LruCache(INDEXES)
 
@@ -221,8 +231,26 @@ def open_corpus(data: DataConfig) -> ShardCorpus:
     return ShardCorpus(data.shards, data.splits, cache)
 
 
+def _check_copies(shards: Sequence[tuple[ShardStore, ShardInfo]]) -> None:
+    """Raise UserError if two folders have the same shard: copies of one folder, whose samples would count twice."""
+    seen: dict[str, ShardStore] = {}
+    for store, info in shards:
+        other = seen.setdefault(info.sha256, store) if info.sha256 else store
+        if other is not store:
+            raise UserError(
+                f"shards: {store.name} and {other.name} have the same shard {info.file}, and each sample would count "
+                "twice. Fix: name one of them."
+            )
+
+
+def _open_tars(shards: int) -> int:
+    """Return how many local tars may be open: at most half of the limit of open files, which is raised if needed."""
+    wanted = min(TARS, shards)
+    return max(1, min(wanted, raise_limit(2 * wanted) // 2))
+
+
 def _check_splits(manifests: Sequence[Manifest], splits: Sequence[str]) -> None:
     known = sorted({split for manifest in manifests for split in manifest.splits})
     for split in splits:
         if split not in known:
-            raise UserError(f"data.splits: no split {split!r} in these shards. Fix: choose from {', '.join(known)}.")
+            raise UnknownSplitError(split, known)

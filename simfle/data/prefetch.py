@@ -1,12 +1,12 @@
 """Prefetch the remote shards that this process's streams need next, and keep them in the cache."""
 
 import logging
-import resource
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO
 
+from shards.io.open_files import raise_limit
 from shards.reading.cache import GB, CacheFullError, DownloadCancelledError, cached_bytes
 from simfle.data.dataset import ShardCorpus
 from simfle.data.sampler import Sampler
@@ -15,6 +15,7 @@ from simfle.errors import UserError
 
 log = logging.getLogger(__name__)
 DOWNLOADS = 4  # concurrent downloads
+OTHER_FILES = 448  # open files of the rest of the program
 MORE = 8  # minimum number of prefetched shards beyond those in use
 
 
@@ -49,7 +50,7 @@ class ShardPrefetcher:
             return
         self._at = at
         wanted = self._choose(*at)
-        _allow_files(len(wanted))
+        raise_limit(2 * len(wanted) + OTHER_FILES)
         with self._lock:
             self._wanted = frozenset(wanted)
             for shard in self._held.keys() - self._wanted:
@@ -125,12 +126,3 @@ class ShardPrefetcher:
                 self._held[shard] = file
                 return
         file.close()
-
-
-def _allow_files(count: int) -> None:
-    """Raise the limit of open files if it is too low for `count` shards and their maps."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    need = 2 * count + 512
-    if soft != resource.RLIM_INFINITY and soft < need:
-        limit = need if hard == resource.RLIM_INFINITY else min(need, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))

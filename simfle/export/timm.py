@@ -1,6 +1,7 @@
 """Export a run's newest complete checkpoint to backbone files: timm's parameter names, safetensors and JSON."""
 
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,11 +13,13 @@ from torch import Tensor
 
 from shards.io.atomic import regular_path, write_atomic
 from shards.redact import to_json
+from simfle.config.overrides import shell_line
 from simfle.config.schema import load_yaml
 from simfle.errors import UserError
-from simfle.eval.backbones.load import METADATA, WEIGHTS, BackboneMetadata, build_network
+from simfle.eval.backbones.load import METADATA, WEIGHTS, BackboneMetadata, build_network, read_metadata
 from simfle.runtime import run_files
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 NETWORKS = ("online", "target")  # a method without a target network exports only the online one
 TRIES = 5  # attempts, since a run may delete a checkpoint during reading
@@ -105,6 +108,37 @@ def initial_weights(run: Path) -> dict[str, dict[str, Any]]:
     found = run_files.read_initial_weights(run)
     facts: dict[str, Any] = {name: found[name] for name in ("source", "sha256", "loaded", "wanted") if name in found}
     return {"init": facts} if facts else {}
+
+
+def is_run(place: Path) -> bool:
+    """Return whether a folder is a run with checkpoints, complete or not, or with an exported backbone."""
+    return (place / "checkpoints").is_dir() or (place / "export" / NETWORKS[0]).is_dir()
+
+
+def exported_backbone(run: Path) -> Path:
+    """Return the weights of a run's exported online backbone; export the newest checkpoint first if there is none.
+
+    Warns if the run has newer checkpoints than its export.
+
+    Raises:
+        UserError: If the run folder cannot be written; see also `export_backbones`.
+    """
+    weights = run / "export" / NETWORKS[0] / WEIGHTS
+    if not weights.is_file():
+        log.info("exporting the backbone of %s", run)
+        try:
+            return export_backbones(run)[NETWORKS[0]]
+        except OSError as error:
+            command = shell_line("simfle", "export", run, "--out", "FOLDER")
+            raise UserError(f"{run}: cannot be written ({error.strerror}). Fix: run {command}.") from None
+    try:
+        newest = newest_checkpoint(run).name
+    except UserError:  # only the exported backbone was kept
+        return weights
+    if read_metadata(weights.with_name(METADATA)).run.get("checkpoint") != newest:
+        update = shell_line("simfle", "export", run)
+        log.warning("%s has reached %s since its backbone was exported; to update it: %s", run, newest, update)
+    return weights
 
 
 def _refuse_edited(run: Path, newest: Path, model: dict, views: dict) -> None:

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from shards.io.atomic import read_bytes, write_atomic
 from shards.printable import printable
 from shards.redact import to_yaml
+from simfle.config.overrides import shell_line
 from simfle.errors import UserError
 from simfle.report import charts
 from simfle.report.charts import Line
@@ -135,7 +136,9 @@ def gather(runs: list[RunRecord], results: Sequence[Path], shards: Sequence[str]
     found = tables(results_of(runs, results))
     commands = [*extras.commands]
     if not commands:
-        commands = [f"simfle pretrain {run.folder / 'config.yaml'} train.run_dir=ANOTHER_RUN" for run in runs]
+        commands = [
+            shell_line("simfle", "pretrain", run.folder / "config.yaml", "train.run_dir=ANOTHER_RUN") for run in runs
+        ]
         commands += dict.fromkeys(shlex.join(result.command) for result in found.results)
     if not shards:
         pictured, notes = _synthetic(runs)

@@ -1,11 +1,10 @@
 """Check pretraining configurations before any heavy import."""
 
-import os
 from pathlib import Path
 
 from simfle.config.schema import MonitorConfig, OptimConfig, PretrainConfig, TrainConfig
 from simfle.config.unused_fields import unused_fields
-from simfle.config.validate import validate
+from simfle.config.validate import check_distinct_places, validate
 from simfle.errors import UserError
 from simfle.train.telemetry.loggers import check_installed
 
@@ -29,23 +28,12 @@ def check(config: PretrainConfig) -> None:
         raise UserError("data.resampled=true: a stream has no epochs. Fix: set train.steps.")
     if not data.shards:
         raise UserError("data.shards=[]: empty. Fix: name a shard folder, such as data.shards=[shards/faces].")
-    check_places("data.shards", data.shards)
+    check_distinct_places("data.shards", data.shards)
     check_monitor(config.monitor, train)
     if train.profile:
         check_profile(train)
     check_optimizer(config.optim, train)
     check_installed(train.loggers)
-
-
-def check_places(field: str, places: list[str]) -> None:
-    """Raise UserError if shards are named twice: their samples would count twice."""
-    seen: dict[str, str] = {}
-    for place in places:
-        real = place.rstrip("/") if "://" in place else os.path.realpath(place)
-        if real in seen:
-            both = place if place == seen[real] else f"{seen[real]} and {place} are the same folder, which"
-            raise UserError(f"{field}: {both} is named twice, and each sample would count twice. Fix: list it once.")
-        seen[real] = place
 
 
 def check_optimizer(optim: OptimConfig, train: TrainConfig) -> None:
@@ -63,7 +51,7 @@ def check_monitor(monitor: MonitorConfig, train: TrainConfig) -> None:
         return
     if not monitor.shards:
         raise UserError("monitor.shards=[]: empty. Fix: name labeled shards, or set monitor.probe_every=0.")
-    check_places("monitor.shards", monitor.shards)
+    check_distinct_places("monitor.shards", monitor.shards)
     if train.hang_timeout and 2 * monitor.max_seconds > train.hang_timeout:
         raise UserError(
             f"monitor.max_seconds={monitor.max_seconds:g}: other processes wait for a probe, and exit after "

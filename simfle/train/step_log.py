@@ -90,7 +90,7 @@ class StepLog:
         duration = StepTime(time.perf_counter() - began, data_wait)
         measures |= self._probe(step, status)
         speed = self._train.global_batch / duration.seconds
-        self._progress.advance(step, status.losses["total"], speed, duration.seconds, data_wait, measures)
+        self._progress.advance(step, status.losses, speed, duration.seconds, data_wait, measures)
         if self._metrics is not None and (self._is_due(self._train.log_every, step) or "monitor" in measures):
             self._log_metrics(self._metrics, step, status, rate, duration, measures)
         if self._is_due(self._train.log_images_every, step):
@@ -169,7 +169,9 @@ def plan_text(
         f"steps x {layout.micro_batch} samples; peak learning rate {peak:g}; ZeRO stage {engine.zero_stage}, "
         f"{config.train.precision}, {world.device.type}, {backend}; run folder {Path(config.train.run_dir)}"
     )
-    return "\n".join([text, *engine.start.notes])
+    warmup = config.optim.warmup_steps
+    notes = [f"optim.warmup_steps={warmup}: not shorter than the run, so the peak is not reached"]
+    return "\n".join([text, *notes * (0 < engine.steps <= warmup), *engine.start.notes])
 
 
 def throughput_facts(config: PretrainConfig, world: World, backend: str, *, remote: bool) -> ThroughputFacts:

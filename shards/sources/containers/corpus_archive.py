@@ -1,12 +1,14 @@
 """Access a corpus's files in its folder or in its original zip, without unpacking."""
 
+import unicodedata
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from shards.entry import LazyBytes, Rejected
 from shards.errors import UserError
-from shards.io.atomic import read_bytes
+from shards.io.atomic import MISSING, UNREADABLE, read_bytes
+from shards.io.unicode_paths import find_spelling
 from shards.sources.containers.zips import read_zip
 from shards.sources.corpus_files import describe_dir, safe_relative_path
 
@@ -32,9 +34,25 @@ class CorpusFiles:
         if path is None:
             return Rejected(name, "outside", "a path outside the folder")
         if self.archive is None:
-            return (self.base / path).absolute()
-        read, fate = self.members.get((self.base / path).as_posix(), (b"", ("missing",)))
+            place = (self.base / path).absolute()
+            return place if path.isascii() or place.exists() else find_spelling(place) or place
+        place = self.base / path
+        read, fate = self.members.get(place.as_posix()) or self._spelled(place.as_posix())
         return Rejected(path, *fate) if fate else read
+
+    def _spelled(self, name: str) -> tuple[LazyBytes | bytes, tuple[str, ...]]:
+        """Return the only member whose name differs just in its Unicode form; a rejection if there is none."""
+        found = self._accented.get(unicodedata.normalize("NFC", name), ())
+        return self.members[found[0]] if len(found) == 1 else (b"", ("missing",))
+
+    @cached_property
+    def _accented(self) -> dict[str, list[str]]:
+        """Map NFC -> names of the members with accents."""
+        found: dict[str, list[str]] = {}
+        for name in self.members:
+            if not name.isascii():
+                found.setdefault(unicodedata.normalize("NFC", name), []).append(name)
+        return found
 
     def has(self, name: str) -> bool:
         """Return whether a file exists."""
@@ -67,15 +85,23 @@ class CorpusFiles:
 
 
 def digest_of(read: Path | bytes | LazyBytes) -> bytes:
-    """Read the bytes of an entry's image, or b"" if they cannot be read."""
+    """Read the bytes of an entry's image; b"" if the file is missing or unreadable.
+
+    Raises:
+        OSError: a disk or network fails.
+    """
     from shards.imaging.codec import ImageRejected
 
     if isinstance(read, bytes):
         return read
     try:
         return read() if isinstance(read, LazyBytes) else read_bytes(read)
-    except (OSError, ImageRejected):
+    except ImageRejected:
         return b""
+    except OSError as error:
+        if error.errno in (*MISSING, *UNREADABLE):
+            return b""
+        raise
 
 
 def find_corpus_files(root: Path, anchor: str, folder: str) -> CorpusFiles | None:

@@ -22,12 +22,17 @@ TOO_LARGE = f"more than {MAX_UNPACKED >> 20} MiB in a compressed archive; unpack
 
 @dataclass(frozen=True, slots=True)
 class ArchiveMember:
-    """A file in an archive. size: bytes; read: content or its location; rejection: why it cannot be read, else ()."""
+    """A file in an archive.
+
+    size: bytes; read: content or its location; rejection: why it cannot be read, else (); guessed: whether the
+    archive does not state the encoding of its name.
+    """
 
     name: str
     size: int
     read: bytes | LazyBytes
     rejection: tuple[str, ...] = ()
+    guessed: bool = False
 
     def content(self) -> bytes:
         """Read the bytes.

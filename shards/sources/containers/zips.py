@@ -1,7 +1,7 @@
 """Stream the members of a zip in constant memory, reading its central directory as a stream.
 
 The standard library's zipfile keeps the whole directory, 550 bytes per member. Layout: PKWARE's APPNOTE.TXT 4.3.12 to
-4.3.16 (directory, its end, and the 64-bit forms), 4.5.3 (the 64-bit extra field).
+4.3.16 (directory, its end, and the 64-bit forms), 4.5.3 (the 64-bit extra field), 4.6.9 and appendix D (names).
 """
 
 import struct
@@ -21,7 +21,7 @@ ENTRY = struct.Struct("<4s6H3L5H2L")
 LOCAL_HEADER = 30  # bytes before a member's name; its data follows the name and extra field
 LONGEST_COMMENT = 0xFFFF
 FULL_32 = 0xFFFFFFFF  # marker: see the 64-bit field
-EXTRA_64 = 1
+EXTRA_64, EXTRA_NAME = 1, 0x7075
 ENCRYPTED, UTF_8 = 1, 1 << 11  # flags
 STORED, DEFLATED = 0, 8
 
@@ -31,9 +31,13 @@ class DamagedZip(Exception):  # noqa: N818 - the result for one archive
 
 
 class ZipEntry(NamedTuple):
-    """A member as listed in the directory. header: offset of its local header; packed: compressed size."""
+    """A member as listed in the directory.
+
+    guessed: see `ArchiveMember`; header: offset of its local header; packed: compressed size.
+    """
 
     name: str
+    guessed: bool
     flags: int
     method: int
     crc: int
@@ -121,25 +125,49 @@ def _listed(data: IO[bytes], directory: Directory) -> Iterator[ZipEntry]:
         members += LOCAL_HEADER + lengths[0] + packed
         if members > directory.start:  # overlapping members would be decompressed thousands of times
             raise DamagedZip("its members overlap; unpack it and build from the folder")
-        text = name.partition(b"\0")[0].decode("utf-8" if flags & UTF_8 else "cp437", "surrogateescape")
-        yield ZipEntry(text.replace("\\", "/"), flags, method, crc, packed, size, header + directory.shift)
+        text, guessed = _name(name, flags, extra)
+        yield ZipEntry(text.replace("\\", "/"), guessed, flags, method, crc, packed, size, header + directory.shift)
         place += ENTRY.size + sum(lengths)
 
 
 def _wide(extra: bytes, *values: int) -> Iterator[int]:
     """Resolve 32-bit values: those that do not fit are in the 64-bit extra field, in the same order."""
-    wide = b""
-    while len(extra) >= 4:
-        kind, length = struct.unpack_from("<2H", extra)
-        if kind == EXTRA_64:
-            wide = extra[4 : 4 + length]
-        extra = extra[4 + length :]
+    wide = _extra_field(extra, EXTRA_64)
     for value in values:
         if value == FULL_32 and len(wide) >= 8:
             yield int.from_bytes(wide[:8], "little")
             wide = wide[8:]
         else:
             yield value
+
+
+def _extra_field(extra: bytes, wanted: int) -> bytes:
+    """Return the content of the last extra field of a kind; b"" without one."""
+    found = b""
+    while len(extra) >= 4:
+        kind, length = struct.unpack_from("<2H", extra)
+        if kind == wanted:
+            found = extra[4 : 4 + length]
+        extra = extra[4 + length :]
+    return found
+
+
+def _name(raw: bytes, flags: int, extra: bytes) -> tuple[str, bool]:
+    """Return a member's name, and whether its encoding was guessed.
+
+    A name without the UTF-8 flag is in cp437 by the standard. Many programs (macOS, old Java and PHP) write UTF-8
+    without the flag, or an extra field with the name in UTF-8 (APPNOTE 4.6.9). Others use the system's own code page.
+    """
+    raw = raw.partition(b"\0")[0]
+    if flags & UTF_8 or raw.isascii():
+        return raw.decode("utf-8", "surrogateescape"), False
+    field = _extra_field(extra, EXTRA_NAME)
+    if len(field) > 5 and field[0] == 1 and int.from_bytes(field[1:5], "little") == zlib.crc32(raw):
+        raw = field[5:]
+    try:
+        return raw.decode("utf-8"), False
+    except UnicodeDecodeError:
+        return raw.decode("cp437"), True
 
 
 def _member(file: Path, item: ZipEntry) -> ArchiveMember:
@@ -150,7 +178,7 @@ def _member(file: Path, item: ZipEntry) -> ArchiveMember:
     else:
         fate = ()
     arguments = (item.header, item.packed, item.size, item.crc, item.method == DEFLATED)
-    return ArchiveMember(item.name, item.size, LazyBytes("zip_member", arguments, file), fate)
+    return ArchiveMember(item.name, item.size, LazyBytes("zip_member", arguments, file), fate, item.guessed)
 
 
 def read_zipped(file: Path, header: int, size: int, unpacked: int, crc: int, packed: bool) -> bytes:

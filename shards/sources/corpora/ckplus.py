@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
-from shards.io.atomic import read_text
+from shards.io.atomic import read_text, read_text_if_exists
 from shards.sources.corpus_files import first_existing, list_dir, numbers, points, require_path
 from shards.sources.generic.folder import EXTENSIONS
 from shards.sources.registry import CorpusSpec, option
@@ -94,10 +94,7 @@ def _emotion(folder: Path) -> str | None:
 
 
 def _landmarks(file: Path) -> tuple[tuple[float, float], ...] | None:
-    try:
-        values = numbers(read_text(file, "utf-8", "replace"), 2 * 68)
-    except OSError:
-        return None
+    values = numbers(read_text_if_exists(file) or "", 2 * 68)
     return points(values) if values else None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
-from shards.io.atomic import open_regular, read_text
+from shards.io.atomic import open_regular, read_text_if_exists
 from shards.io.jsonl import MAX_LINE, split_lines
 from shards.sources.corpus_files import (
     TEXT,
@@ -164,9 +164,8 @@ def _labels(file: Path) -> dict[str, str]:
 
 def _attributes(file: Path) -> tuple[tuple[tuple[float, float], ...] | None, dict[str, str]]:
     """Read five landmarks and gender, race and age group by name: five lines x y, then three numbers."""
-    try:
-        text = read_text(file, "utf-8", "replace")
-    except OSError:
+    text = read_text_if_exists(file)
+    if text is None:
         return None, {}
     values = numbers(text, 13)
     if values is None:
@@ -177,10 +176,7 @@ def _attributes(file: Path) -> tuple[tuple[tuple[float, float], ...] | None, dic
 
 
 def _box(file: Path) -> tuple[float, float, float, float] | None:
-    try:
-        values = numbers(read_text(file, "utf-8", "replace"), 4)
-    except OSError:
-        return None
+    values = numbers(read_text_if_exists(file) or "", 4)
     return box(values[0], values[1], values[2] - values[0], values[3] - values[1]) if values else None
 
 

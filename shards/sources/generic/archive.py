@@ -9,10 +9,20 @@ from posixpath import splitext
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.io.file_names import is_system
+from shards.rules import normalize_unicode
 from shards.sources.containers.tars import ENDINGS, ArchiveMember, read_tar, stem
 from shards.sources.containers.zips import read_zip
 from shards.sources.corpus_files import describe_dir, safe_relative_path
-from shards.sources.generic.folder import EXTENSIONS, count_folder, infer_label_and_split, unused_folder_notes, walk
+from shards.sources.generic.folder import (
+    EXTENSIONS,
+    conversion_note,
+    count_folder,
+    infer_label_and_split,
+    unused_folder_notes,
+    walk,
+)
+
+UNREAD_ARCHIVES = (".7z", ".rar", ".zst", ".gz", ".bz2", ".xz", ".lz4", ".iso", ".dmg")  # tar.gz and the like are read
 
 
 @dataclass
@@ -30,6 +40,7 @@ class Archive:
     others: Counter[str] = field(default_factory=Counter)  # extension -> number of other members, after iterating
     packed: Counter[str] = field(default_factory=Counter)  # compressed tar -> images copied into the plan
     folders: set[str] = field(default_factory=set)  # some of the first-level folders
+    guessed: dict[str, str] = field(default_factory=dict)  # archive -> a name whose encoding is unknown
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
         """Yield entries in the order of the archives' names and of their members.
@@ -40,6 +51,7 @@ class Archive:
         self.others.clear()
         self.packed.clear()
         self.folders.clear()
+        self.guessed.clear()
         found, damage = False, ""
         for name, file in self._archives():
             prefix = "" if file == self.root.absolute() else f"{stem(name)}/"
@@ -51,13 +63,16 @@ class Archive:
                 item = self._item(name, prefix, member)
                 if item is not None:
                     found = True
+                    if member.guessed:
+                        self.guessed.setdefault(name, member.name)
                     self.packed[name] += isinstance(item, Entry) and isinstance(item.read, bytes)
                     yield item
         if not found:
             seen = [f"{count} {extension}" for extension, count in self.others.most_common(5)]
             where = f"below {self.subdir!r} in {self.root}" if self.subdir else f"in {self.root}"
+            fix = "unpack it" if self.root.suffix.lower() in UNREAD_ARCHIVES else "check the path"
             raise UserError(
-                f"archive: no images {where} (found: {', '.join(seen) or damage or 'nothing'}). Fix: check the path."
+                f"archive: no images {where} (found: {', '.join(seen) or damage or 'nothing'}). Fix: {fix}."
             )
 
     def notes(self) -> list[str]:
@@ -66,9 +81,15 @@ class Archive:
         if self.others:
             kinds = ", ".join(f"{count} {extension}" for extension, count in sorted(self.others.items()))
             found.append(f"members of {self.root.name} that are not images: {kinds}")
+            found += conversion_note(self.others)
         for name, count in self.packed.items():
             if count:
                 found.append(f"{name} is a compressed tar: its {count} images were copied into the plan")
+        for name, member_name in self.guessed.items():
+            found.append(
+                f"{name} does not state the encoding of its names, which were read as cp437, such as {member_name!r}; "
+                "if this is wrong, unpack it, rename the files and build from the folder"
+            )
         return found + unused_folder_notes(self.root, self.folders, self.class_folders, self.split_folders)
 
     def _archives(self) -> list[tuple[str, Path]]:
@@ -92,7 +113,7 @@ class Archive:
         parts = relative.split("/")
         hidden = any(part.startswith(".") or is_system(part) for part in parts)
         below = PurePosixPath(self.subdir).parts
-        if hidden or tuple(parts[: len(below)]) != below:
+        if hidden or list(map(normalize_unicode, parts[: len(below)])) != list(map(normalize_unicode, below)):
             return None
         if not _is_image(relative):
             self.others[splitext(relative)[1].lower() or "no extension"] += 1

@@ -1,5 +1,6 @@
 """A folder of images, flat or nested; its folders may name classes and splits."""
 
+import errno
 import os
 import re
 from collections import Counter
@@ -16,8 +17,13 @@ EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 )
 SPLITS = (TRAIN, VAL, TEST)
+SPLIT_FOLDERS = "train, training, val, valid, validation, dev, test, testing (also with _set)"
+UNREAD = frozenset(
+    (".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".psd", ".exr")
+)
 MOST_CLASSES = 10  # maximum number of classes listed before a build
 DATE = re.compile(r"^\d+$|\b(19|20)\d\d\b|\d{1,4}[-.]\d{1,2}[-.]\d{1,4}")
+CONVERT = "convert them to JPEG, for example with ImageMagick (magick mogrify -format jpg)"
 MOST_SEEN = 5  # number of first-level folders kept for notes
 
 
@@ -57,7 +63,8 @@ class Folder:
                 self.others[extension or "no extension"] += 1
         if not found:
             seen = ", ".join(f"{count} {extension}" for extension, count in self.others.most_common(5))
-            raise UserError(f"folder: no images in {self.root} (found: {seen or 'nothing'}). Fix: check the path.")
+            fix = "check the path" if not conversion_note(self.others) else CONVERT
+            raise UserError(f"folder: no images in {self.root} (found: {seen or 'nothing'}). Fix: {fix}.")
 
     def notes(self) -> list[str]:
         """Return hints for the user, after iterating."""
@@ -65,6 +72,7 @@ class Folder:
         if self.others:
             kinds = ", ".join(f"{count} {extension}" for extension, count in sorted(self.others.items()))
             found.append(f"files in {self.root} that are not images: {kinds}")
+            found += conversion_note(self.others)
         if self.skipped:
             names = ", ".join(f"{count} {name}" for name, count in sorted(self.skipped.items()))
             found.append(f"skipped system folders and files: {names}")
@@ -97,6 +105,12 @@ class Folder:
         return infer_label_and_split(relative, relative, self.root / relative, self.class_folders, self.split_folders)
 
 
+def conversion_note(others: Counter[str]) -> list[str]:
+    """Return a note about photos in formats that are not read; others: extension -> number of files."""
+    found = [f"{others[name]} {name}" for name in sorted(UNREAD & others.keys())]
+    return [f"photos in formats that are not read: {', '.join(found)}. Fix: {CONVERT}"] if found else []
+
+
 def infer_label_and_split(
     key: str, source: str, read: Path | bytes | LazyBytes, class_folders: bool, split_folders: bool
 ) -> Entry | Rejected:
@@ -104,9 +118,11 @@ def infer_label_and_split(
     folders = key.split("/")[:-1]
     split = None
     if split_folders:
-        split = normalize_split(folders.pop(0)) if folders else ""
+        split = normalize_split(folders[0]) if folders else ""
         if split not in SPLITS:
-            return Rejected(source, "no_split")
+            here = f"its first folder is {folders[0]!r}" if folders else "it is in no folder"
+            return Rejected(source, "no_split", f"{here}; accepted names: {SPLIT_FOLDERS}")
+        folders = folders[1:]
     return Entry(key, source, read, folders[0] if class_folders and folders else None, split)
 
 
@@ -160,7 +176,7 @@ def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]], skipped: 
                 skipped[item.name] += 1
             elif not item.name.startswith("."):
                 names.append(item.name)
-                if item.is_dir():
+                if _is_dir(item):
                     folders.add(item.name)
     names.sort()
     for name in names:
@@ -168,3 +184,13 @@ def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]], skipped: 
             yield from _walk(f"{folder}/{name}", f"{prefix}{name}/", above | {here}, skipped)
         else:
             yield prefix + name
+
+
+def _is_dir(item: "os.DirEntry[str]") -> bool:
+    """Return whether an item is a folder or a link to one; a link to itself is not."""
+    try:
+        return item.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False

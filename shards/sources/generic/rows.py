@@ -19,7 +19,8 @@ from shards.sources.containers.parquet_pages import CorruptParquetError, batches
 KINDS = {".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 WORKBOOKS = (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods", ".numbers")
 PACKED = (".zip", ".bz2", ".xz", ".zst", ".7z")
-DELIMITERS = (",", ";", "\t", "|")  # delimiters of a .csv; Excel writes the list separator of its locale
+DELIMITERS = (",", ";", "\t", "|")  # of a .csv; Excel writes the list separator of its locale
+BOOK_STARTS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # of .xlsx and .xls
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # Excel's "Unicode text"
 HEAD = 1000  # lines of JSON in which every column must occur
 MAX_TEXT = 128 << 20  # maximum characters of a row, which may contain a base64 image
@@ -38,9 +39,13 @@ def check_kind(file: Path) -> None:
     """Raise UserError for a workbook or a list in an archive."""
     suffix = file.suffix.lower()
     if suffix in WORKBOOKS:
-        raise UserError(f"table: {file} is a workbook. Fix: save its sheet as 'CSV UTF-8' and pass that file.")
+        raise _workbook(file)
     if suffix in PACKED or (suffix == ".gz" and _plain_suffix(file) == ".parquet"):
         raise UserError(f"table: {file} is compressed, but only .gz of text is supported. Fix: unpack it.")
+
+
+def _workbook(file: Path) -> UserError:
+    return UserError(f"table: {file} is a workbook. Fix: save its sheet as 'CSV UTF-8' and give that file.")
 
 
 def _plain_suffix(file: Path) -> str:
@@ -53,9 +58,11 @@ def _open_text(file: Path) -> Iterator[IO[str]]:
     with open_regular(file, "rb") as data:
         try:
             plain = gzip.GzipFile(fileobj=data) if file.suffix.lower() == ".gz" else data
-            start = plain.read(2)
+            start = plain.read(4)
             plain.seek(0)
-            encoding = "utf-16" if start in UTF_16 else "utf-8-sig"
+            if start in BOOK_STARTS:
+                raise _workbook(file)
+            encoding = "utf-16" if start[:2] in UTF_16 else "utf-8-sig"
             with io.TextIOWrapper(plain, encoding=encoding, newline="") as lines:
                 yield lines
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:

@@ -62,7 +62,8 @@ class Table:
             yield from self._rows()
         except UnicodeDecodeError as error:
             raise UserError(
-                f"{kind}: {self.file} is not UTF-8 ({error}). Fix: convert it, for example with iconv."
+                f"{kind}: {self.file} is not UTF-8 ({error}). Fix: save it as 'CSV UTF-8', or convert it, such as "
+                "from Windows: iconv -f CP1252 -t UTF-8."
             ) from None
         except csv.Error as error:
             raise UserError(
@@ -159,7 +160,8 @@ def _box(edges: list[Any], order: str) -> Box | None:
 
 
 def _point(text: str) -> str:
-    """Convert a number that may have a decimal comma, as in most European tables."""
+    """Convert a number that may have a decimal comma or a typeset minus, as in most European tables."""
+    text = text.replace("\u2212", "-")  # a minus sign as typeset
     return text.replace(",", ".") if re.fullmatch(r"[+-]?\d*,\d+", text) else text
 
 

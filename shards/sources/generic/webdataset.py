@@ -122,7 +122,7 @@ class WebDataset:
             return Rejected(source, "outside", "a path outside the archive")
         extension = self._image(members)
         if extension is None:
-            return Rejected(source, "missing", f"no image among {', '.join(members)}")
+            return Rejected(source, "missing", f"no image among {', '.join(members)}; a key ends at the first dot")
         image = members[extension]
         if image.rejection:
             return Rejected(source, *image.rejection)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from simfle.commands.app import echo
 from simfle.commands.shards.build_options import BuildOptions, SourceInput
+from simfle.commands.shards.output import DUPLICATES, default_output_beside
+from simfle.config.overrides import shell_line
 from simfle.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ def execute(out: Path, corpus: SourceInput, common: BuildOptions) -> None:
         if out.resolve().is_relative_to(root.resolve()):
             raise UserError(f"OUT={out}: inside the source {root}. Fix: choose a folder outside the source.")
     report, rate = build_here(request, corpus)
+    if common.near_duplicates:
+        report.notes += near_duplicate_notes(request, default_output_beside(out, DUPLICATES))
     show(out, report, rate)
 
 
@@ -52,6 +56,33 @@ def build_here(request: "BuildSpec", corpus: SourceInput) -> "tuple[BuildReport,
     report.notes += corpus.notes()
     corpus.finish(request, report)
     return report, meter.rate
+
+
+def near_duplicate_notes(request: "BuildSpec", target: Path | None) -> list[str]:
+    """Find exact and near duplicates in the shards of a build; list them in `target` and return a note."""
+    import json
+
+    from shards.dedup.duplicates import find_duplicates
+    from shards.dedup.perceptual_hash import NEAR
+    from shards.io.atomic import write_atomic
+    from simfle.commands.shards.build_output import ProgressMeter
+
+    with ProgressMeter() as meter:
+        lines = find_duplicates(request.out, None, (), NEAR, request.workers, meter)
+    if not lines:
+        return ["no exact or near duplicates"]
+    near = sum(line["kind"] == "near" for line in lines)
+    across = sum(line["split"] != line["of_split"] for line in lines)
+    other = sum(line.get("label") != line.get("of_label") for line in lines)
+    found = (
+        f"{len(lines) - near} exact and {near} near duplicates, of which {across} have their copy in another split and "
+        f"{other} have another label"
+    )
+    if target is None:
+        return [found]
+    write_atomic(target, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    remove = shell_line("simfle", "shards", "remove", request.out, "--list", target, "--reason", "duplicates")
+    return [f"{found}; listed in {target}. To remove them: {remove}"]
 
 
 def make_request(out: Path, corpus: SourceInput, common: BuildOptions) -> "BuildSpec":

@@ -71,6 +71,11 @@ class BuildOptions:
     exclude_images_only: bool = option(
         False, "--exclude: compare images only, e.g. if two corpora number their people independently"
     )
+    near_duplicates: bool = option(
+        False,
+        "after the build, also find near duplicates (re-encoded, resized or slightly cropped copies) and list them in "
+        "OUT.duplicates.jsonl, as simfle shards duplicates does; exact copies are always counted",
+    )
     work: Path | None = option(  # noqa: RUF009 - a field
         None,
         "folder for downloaded sources, and for shards before their upload (default: in ~/.cache/simfle/build)",

@@ -7,7 +7,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from shards.printable import one_line
-from simfle.config.overrides import format_override, shell_line
+from simfle.commands.next_steps import show_pretraining
+from simfle.config.overrides import shell_line
 from simfle.runtime.console import Console
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def show(out: Path | str, report: "BuildReport", rate: float) -> None:
                 "or replaced since then, delete that folder and rerun the command",
                 markup=False,
             )
+        _show_notes(console, report)
+        show_pretraining(out, manifest)
         return
     console.print(_table(report))
     counts = ", ".join(f"{count} {reason}" for reason, count in manifest.rejected.items())
@@ -41,15 +44,15 @@ def show(out: Path | str, report: "BuildReport", rate: float) -> None:
     )
     if report.resumed:
         console.print(f"{report.resumed} shards were kept from an earlier run.")
-    for note in report.notes:
-        console.print(one_line(f"note: {note}"), markup=False)
+    _show_notes(console, report)
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
     console.print(f"{out}: {len(manifest.shards)} shards, {size:.1f} MB, {rate:.0f} images/s", markup=False)
-    console.print(f"next: {shell_line('simfle', 'shards', 'verify', out)}", markup=False)
-    pretrain = shell_line(
-        "simfle", "pretrain", "configs/pretrain/simfle_resnet50.yaml", format_override("data.shards", [out])
-    )
-    console.print(f"      {pretrain}", markup=False)
+    show_pretraining(out, manifest, shell_line("simfle", "shards", "verify", out))
+
+
+def _show_notes(console: Console, report: "BuildReport") -> None:
+    for note in report.notes:
+        console.print(one_line(f"note: {note}"), markup=False)
 
 
 def _written(report: "BuildReport") -> str:

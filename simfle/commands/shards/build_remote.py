@@ -10,7 +10,7 @@ from pathlib import Path
 from shards.io.atomic import read_text, replacing
 from shards.io.locks import try_lock
 from simfle.commands.app import echo
-from simfle.commands.shards.build_local import build_here, make_request
+from simfle.commands.shards.build_local import build_here, make_request, near_duplicate_notes
 from simfle.commands.shards.build_options import BuildOptions, SourceInput
 from simfle.errors import UserError
 
@@ -129,6 +129,8 @@ def execute_remote(url: str, corpus: SourceInput, common: BuildOptions) -> None:
     with claimed(base):
         echo(f"building in {base}; the upload to {redact_url(url)} follows")
         report, rate = build_here(request, corpus)
+        if common.near_duplicates:
+            report.notes += near_duplicate_notes(request, None)
         upload = Upload(base / "shards", url, base / "uploaded.json")
         with ProgressMeter() as meter:
             upload.run(lambda done, total: meter("uploading", done, total))

@@ -16,6 +16,7 @@ def verify_shards(
     """Check sizes, hashes, indexes, labels and images of a folder of shards. Exit code 1 if there is a problem."""
     from shards.edit.verify import verify
     from shards.printable import one_line
+    from simfle.commands.next_steps import show_pretraining
     from simfle.errors import UserError
     from simfle.runtime.build_meter import ProgressMeter
 
@@ -32,6 +33,7 @@ def verify_shards(
         )
     manifest = verdict.manifest
     echo(f"{folder}: no problems: {len(manifest.shards)} shards, {manifest.samples} samples, {verdict.decoded} decoded")
+    show_pretraining(folder, manifest)
 
 
 main = command(verify_shards)

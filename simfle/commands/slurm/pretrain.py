@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from simfle.commands.app import command, echo
+from simfle.commands.plan import efficiency_note
 from simfle.config.schema import CONFIGS, PretrainConfig, load
 from simfle.errors import UserError
 
@@ -92,6 +93,8 @@ def check_and_submit(
 
     show_logs()
     submit.check_run(config, cluster, network=not dry_run)
+    if cluster.gpus_per_node and not any("://" in place for place in config.data.shards):
+        _tell(efficiency_note(config, cluster.nodes, cluster.gpus_per_node))
     if dry_run:
         echo(dry(config, cluster))
         return

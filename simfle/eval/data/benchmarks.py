@@ -9,11 +9,12 @@ from typing import Any
 
 from shards.io.file_names import is_plain
 from simfle.config.schema import CONFIGS, config_field, load
-from simfle.config.validate import validate
+from simfle.config.validate import check_distinct_places, validate
 from simfle.errors import UserError
 from simfle.eval.config import EvalConfig
 
 FOLDER = CONFIGS / "benchmarks"
+OWN = "own"  # name of the benchmark made of shards=
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 
 
@@ -86,6 +87,7 @@ def open_benchmark(word: str, config: EvalConfig) -> Benchmark:
             f"benchmarks={name}: the shards of {found.name} are not given. Fix: set benchmarks=[{name}=FOLDER]."
         )
     check(found, str(file))
+    check_distinct_places("shards", found.shards)
     return found
 
 
@@ -94,7 +96,7 @@ def custom_benchmark(config: EvalConfig) -> Benchmark:
     if not config.shards:
         raise UserError("benchmarks=[]: empty. Fix: set benchmarks=[NAME=FOLDER] or shards=[FOLDER].")
     found = Benchmark(
-        name="own",
+        name=OWN,
         title="the given shards",
         shards=list(config.shards),
         train=config.train_split,
@@ -104,6 +106,7 @@ def custom_benchmark(config: EvalConfig) -> Benchmark:
         min_class_count=config.min_class_count,
     )
     check(found, "the configuration")
+    check_distinct_places("shards", found.shards)
     return found
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from simfle.data.dataset import UnknownSplitError
 from simfle.errors import UserError
-from simfle.eval.data.benchmarks import Benchmark, differences
+from simfle.eval.data.benchmarks import OWN, Benchmark, differences
 from simfle.eval.data.splits import (
     Split,
     check_classes,
@@ -60,7 +61,10 @@ def read_data(benchmark: Benchmark) -> BenchmarkData:
         UserError: If a class is missing in a split, or there are fewer than two classes; see also `read_split`.
     """
     names = [benchmark.train, benchmark.val, benchmark.test]
-    read = {name: read_split(benchmark.shards, name, benchmark.labeled) for name in names if name}
+    try:
+        read = {name: read_split(benchmark.shards, name, benchmark.labeled) for name in names if name}
+    except UnknownSplitError as error:
+        raise _unknown_split(benchmark, error) from None
     left_out: dict[str, int] = {}
     if benchmark.labeled:
         if benchmark.classes:
@@ -89,6 +93,18 @@ def read_data(benchmark: Benchmark) -> BenchmarkData:
         raise UserError(f"{benchmark.name}: train is empty. Fix: set it to a split.")
     about = {"left_out": left_out, "differs": [*differ, *known], "shards": benchmark.shards, "title": benchmark.title}
     return BenchmarkData(benchmark, train, val, test, about)
+
+
+def _unknown_split(benchmark: Benchmark, error: UnknownSplitError) -> UserError:
+    """Return an error that names the field of the missing split and a split to use instead."""
+    asked = {"train": benchmark.train, "val": benchmark.val, "test": benchmark.test}
+    field = next(name for name, split in asked.items() if split == error.split)
+    field = f"{field}_split" if benchmark.name == OWN else f"{benchmark.name}: {field}"
+    free = [split for split in error.known if split not in asked.values()]
+    fix = f"set {field.rpartition(' ')[2]}={free[0]}" if free else "make one with simfle shards split"
+    return UserError(
+        f"{field}={error.split}: no split {error.split!r} in these shards, only {', '.join(error.known)}. Fix: {fix}."
+    )
 
 
 def _known(name: str, splits: list[Split]) -> list[str]:

@@ -54,13 +54,19 @@ class ProgressReporter:
         self._facts = facts
 
     def advance(
-        self, step: int, loss: float, speed: float, seconds: float, waited: float, measures: dict[str, dict[str, float]]
+        self,
+        step: int,
+        losses: dict[str, float],
+        speed: float,
+        seconds: float,
+        waited: float,
+        measures: dict[str, dict[str, float]],
     ) -> None:
         """Print the progress after a step.
 
         Args:
             step: finished step.
-            loss: total loss.
+            losses: total loss under "total", and the other losses by name.
             speed: images/s over all processes.
             seconds: duration of the step.
             waited: seconds of it spent waiting for data.
@@ -79,7 +85,9 @@ class ProgressReporter:
             self._rank = f"  rank {features['rank']:.1f} ({self.baseline} {initial:.1f})"
         if probe := measures.get("monitor"):
             self._probe = f"  linear {probe['linear']:.3f}  kNN {probe['knn']:.3f}"
-        text = f"loss {loss:.4f}  {self._speed:.1f} images/s  data wait {self._wait:.0%}{self._rank}{self._probe}"
+        terms = ", ".join(f"{name} {value:.4g}" for name, value in losses.items() if name != "total")
+        loss = f"loss {losses['total']:.4f}" + (f" ({terms})" if len(losses) > 2 else "")
+        text = f"{loss}  {self._speed:.1f} images/s  data wait {self._wait:.0%}{self._rank}{self._probe}"
         if self._bar is not None:
             self._write_or_mute(partial(self._bar.update, self._task, completed=step, description=text))
         elif step == self.steps or time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:

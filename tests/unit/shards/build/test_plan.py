@@ -1,10 +1,13 @@
 """The plan keeps the location of an entry's image, which does not determine the plan."""
 
+import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from shards.build.failures import describe_failure
 from shards.build.plan import BuildPlan, make_plan
 from shards.entry import Entry, LazyBytes
 from shards.rules import EntryRules
@@ -40,3 +43,31 @@ def test_a_plan_can_be_read_from_another_folder(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     reads = planned(tmp_path / "p", {"path": Path("a.jpg"), "piece": LazyBytes("shards.x:y", (), Path("b.tar"))})[1]
     assert reads == {"path": tmp_path / "a.jpg", "piece": LazyBytes("shards.x:y", (), tmp_path / "b.tar")}
+
+
+def test_a_plan_needs_no_locks_of_its_file_system(tmp_path: Path) -> None:
+    """SQLite's locks fail on some network file systems; the build holds the lock of its folder instead."""
+    locked = []
+
+    def listed() -> Iterator[Entry]:
+        yield Entry("a", "a", b"x")
+        locked.append(str((tmp_path / "p").stat().st_ino) in Path("/proc/locks").read_text())
+        yield Entry("b", "b", b"y")
+
+    make_plan(tmp_path / "p", listed(), EntryRules(), {}, 10)
+    assert locked == [False]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("database is locked", "Fix: build on a local disk"),
+        ("disk I/O error", "Fix: build on a local disk"),
+        ("unable to open database file", "Fix: run ulimit -n 4096"),
+        ("database or disk is full", "Fix: free space, or set SQLITE_TMPDIR"),
+    ],
+)
+def test_errors_of_the_plan_say_what_to_do(tmp_path: Path, text: str, words: str) -> None:
+    told = describe_failure(sqlite3.OperationalError(text), tmp_path)
+    assert told.startswith(f"{text}: ")
+    assert words in told

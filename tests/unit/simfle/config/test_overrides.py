@@ -90,5 +90,7 @@ def test_the_next_command_can_be_pasted(name: str, tmp_path: Path) -> None:
     verified = subprocess.run(["/bin/sh", "-c", pasted], env=environment, capture_output=True, text=True, check=False)
     assert verified.returncode == 0, verified.stderr
     words = shlex.split(told[place + 1])
-    assert load(PretrainConfig, None, [words[-1]]).data.shards == [str(out)]
+    made = load(PretrainConfig, None, words[3:])
+    assert made.data.shards == [str(out)]
+    assert made.train.run_dir == str(Path("runs") / name)
     assert shell_line(*words) == told[place + 1].strip()

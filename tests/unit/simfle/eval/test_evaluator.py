@@ -327,7 +327,10 @@ def test_a_protocol_without_its_labels_is_left_out_where_they_lack(
         ),
         ({"protocols": ["knn@few"]}, "knn@few: the fraction of labels"),
         ({"test_split": "train"}, "not different splits: train, train"),
-        ({"test_split": "val"}, "no split 'val' in these shards. Fix: choose from test, train."),
+        (
+            {"test_split": "val"},
+            "test_split=val: no split 'val' in these shards, only test, train. Fix: set test_split=test.",
+        ),
         ({"knn": KnnConfig(ks=[0])}, r"knn.ks=\[0\]: must be one or more numbers, each at least 1"),
         (
             {"linear_fast": LinearFastConfig(lrs=[])},

@@ -14,9 +14,11 @@ import yaml
 from helpers.eval_fixtures import MODEL
 from safetensors.torch import load_file, save_file
 
+import simfle
+from simfle.commands import evaluate
 from simfle.errors import UserError
 from simfle.eval.backbones.load import load_backbone, random_backbone
-from simfle.export.timm import export_backbones, newest_checkpoint, read_backbones, read_newest
+from simfle.export.timm import export_backbones, exported_backbone, newest_checkpoint, read_backbones, read_newest
 from simfle.models.backbone import build_backbone
 from simfle.train.checkpointing import checkpoint
 
@@ -49,6 +51,34 @@ def run(tmp_path: Path) -> Path:
     config = {"model": {"backbone": MODEL, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]}, "views": {"size": 64}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder
+
+
+def test_a_run_stands_for_its_backbone(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody has to export first: not load_backbone, embed or evaluate."""
+    networks = make_checkpoint(run, 3)
+    weights = run / "export" / "online" / "backbone.safetensors"
+    model = simfle.load_backbone(run)
+    assert all(torch.equal(value, networks["online"][name]) for name, value in model.network.state_dict().items())
+    assert weights.is_file()
+    weights.unlink()
+    with pytest.raises(UserError, match=r"benchmarks=\[\]: empty"):
+        simfle.evaluate(str(run), out=run / "eval")
+    assert weights.is_file()
+    weights.unlink()
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--backbone", str(run), f"out={run}/eval"])
+    with pytest.raises(SystemExit):
+        evaluate.main()
+    assert "benchmarks=[]: empty" in capsys.readouterr().err
+    assert weights.is_file()
+
+
+def test_a_run_that_cannot_be_written(run: Path) -> None:
+    make_checkpoint(run, 3)
+    (run / "export").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written .*Fix: run simfle export .* --out FOLDER"):
+        exported_backbone(run)
 
 
 def test_both_networks_of_the_newest_complete_checkpoint(run: Path) -> None:

@@ -226,9 +226,9 @@ def test_masks_of_synthetic_faces_are_shown_without_shards(run: Path, tmp_path: 
     assert "All faces on this page are synthetic" in text
     assert "Semantic masks of every group" in text
     assert text.count("<img ") == 3 * (1 + GROUPS) + 6 * 3  # and none of those that training drew
-    corrupt = with_checkpoint(tmp_path / "damaged")
-    next(damaged.glob("checkpoints/*/model.safetensors")).write_bytes(b"nonsense")
-    (path,) = write_report([damaged], tmp_path / "page.html")
+    corrupt = with_checkpoint(tmp_path / "corrupt")
+    next(corrupt.glob("checkpoints/*/model.safetensors")).write_bytes(b"nonsense")
+    (path,) = write_report([corrupt], tmp_path / "page.html")
     text = path.read_text()
     assert "<img" not in text
     assert "model.safetensors cannot be loaded" in text

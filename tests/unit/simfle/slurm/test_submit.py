@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 from distributed.runs import SETTINGS
+from helpers.data_fixtures import jpeg, picture, write_shards
 from typer.testing import CliRunner
 
 from simfle.commands.main import app
+from simfle.commands.plan import efficiency_note
 from simfle.config.schema import CONFIGS, PretrainConfig, load
 from simfle.doctor.nodes import RESULT, summary
 from simfle.errors import UserError
@@ -278,3 +280,12 @@ def test_an_evaluation_of_which_every_task_would_fail_is_not_submitted(
     with pytest.raises(UserError, match=expected):
         slurm_eval("--backbone", str(backbone), f"out={out}", *words, *options)
     assert not out.exists()
+
+
+def test_the_planned_efficiency_is_said(tmp_path: Path) -> None:
+    """The paper's batch of 256 on 64 GPUs: four images each."""
+    shards = write_shards(tmp_path / "faces", [("train", [jpeg(picture(0, 16, 16))] * 256)])
+    config = load(PretrainConfig, CONFIGS / "pretrain/simfle_resnet50.yaml", [f"data.shards=[{shards}]"])
+    many, one = efficiency_note(config, 8, 8), efficiency_note(config, 1, 1)
+    assert re.fullmatch(r"planned efficiency on 64 H100: \d+% \(simfle plan\); .*Fix: use fewer nodes, or .*", many)
+    assert re.fullmatch(r"planned efficiency on 1 H100: \d+% \(simfle plan\)", one)

@@ -3,6 +3,7 @@
 import io
 import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,25 @@ def test_members_that_lie_over_each_other_are_refused(tmp_path: Path) -> None:
     assert len(members) < 5
     assert isinstance(last, Rejected)
     assert "members overlap" in last.detail
+
+
+def test_names_in_every_encoding(tmp_path: Path) -> None:
+    """Without the flag: UTF-8 as macOS writes it, cp437 as the standard says, UTF-8 in Info-ZIP's extra field."""
+    made = io.BytesIO()
+    names = {"gl\u00fccklich": "utf-8", "trauri\u0308g": "utf-8", "w\u00fctend": "cp437", "m\u00fcde": "cp1252"}
+    with zipfile.ZipFile(made, "w") as archive:
+        for letter, (name, encoding) in zip("klmn", names.items(), strict=True):
+            item = zipfile.ZipInfo(letter * len(name.encode(encoding)))
+            if encoding == "cp1252":
+                raw = name.encode(encoding)
+                field = b"\1" + zlib.crc32(raw).to_bytes(4, "little") + name.encode()
+                item.extra = (0x7075).to_bytes(2, "little") + len(field).to_bytes(2, "little") + field
+            archive.writestr(item, name)
+    data = made.getvalue()
+    for letter, (name, encoding) in zip(b"klmn", names.items(), strict=True):
+        raw = name.encode(encoding)
+        data = data.replace(bytes([letter]) * len(raw), raw)
+    found = list(read_zip(write(tmp_path / "a.zip", data)))
+    assert [member.name for member in found] == list(names)
+    assert [member.guessed for member in found] == [False, False, True, False]
+    assert [member.content().decode() for member in found] == list(names)

@@ -73,6 +73,26 @@ def test_300w_with_holes(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("header", [True, False])
+@pytest.mark.parametrize(("name", "points"), [("AFLW", 21), ("Helen", 194), ("AFW", 68)])
+def test_other_sets_of_pts_files(tmp_path: Path, name: str, points: int, header: bool) -> None:
+    for number in range(2):
+        text = pts(number, points)
+        if not header:
+            text = "\n".join(row.replace(" ", " , ") for row in text.splitlines() if row[0].isdigit())
+        write(tmp_path / name / f"image0000{number}.jpg", photo(number, 240, 40))
+        write(tmp_path / name / f"image0000{number}.pts", text)
+    source = IBug300W(tmp_path / name, points=points)
+    manifest, found = built(source, tmp_path / "out")
+    assert (manifest.samples, manifest.rejected) == (2, {})
+    face = found[f"{name.lower()}/image00001.jpg"]
+    assert (face["split"], face["extras"]) == ("train", {"part": name.lower()})
+    assert (len(face["landmarks"]), face["landmarks"][0]) == (points, [10.5, 19])
+    assert set(rejects(IBug300W(tmp_path / name, points=points + 1)).values()) == {"bad_row"}
+    with pytest.raises(UserError, match=r"none of afw.*, and no \.pts file in"):
+        list(IBug300W(tmp_path))
+
+
 def test_300w_in_parts(tmp_path: Path) -> None:
     root = write_300w(tmp_path)
     for name in ("afw", "helen", "lfpw"):

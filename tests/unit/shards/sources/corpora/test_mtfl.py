@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.mtfl_corpus import POINTS, TEST, TRAIN, line, packed, write_mtfl
-from helpers.source_kit import built, entries, rejects, write
+from helpers.source_kit import built, entries, photo, rejects, write
 
 from shards.errors import UserError
 from shards.sources.corpora import mtfl
@@ -96,3 +96,15 @@ def test_what_is_not_mtfl_is_refused(tmp_path: Path) -> None:
     (root / "training.txt").unlink()
     with pytest.raises(UserError, match=r"mtfl: training.txt in .* is missing, empty or corrupt"):
         list(MTFL(root))
+
+
+@pytest.mark.parametrize("how", ["folder", "zip"])
+def test_lists_and_files_in_different_unicode_forms(tmp_path: Path, how: str) -> None:
+    root = write_mtfl(tmp_path / "MTFL")
+    write(root / "training.txt", line("net_7876\\Jos\u00e9.jpg") + (root / "training.txt").read_text())
+    write(root / "net_7876" / "Jose\u0301.jpg", photo(9, 120, 112))
+    source = MTFL(root if how == "folder" else packed(root, tmp_path / "mtfl.zip"))
+    assert rejects(source) == {}
+    manifest, samples = built(source, tmp_path / "out")
+    assert (manifest.samples, manifest.rejected) == (6, {})
+    assert samples["net_7876/Jos\u00e9.jpg"]["split"] == "train"

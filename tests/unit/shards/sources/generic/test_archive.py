@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -203,3 +204,22 @@ def test_nothing_to_find(tmp_path: Path) -> None:
     write_zip(tmp_path / "a.zip", ("1.txt",))
     with pytest.raises(UserError, match=r"no images in .*found: 1 \.txt"):
         list(Archive(tmp_path / "a.zip"))
+
+
+def test_names_of_a_windows_zip(tmp_path: Path) -> None:
+    """Without any statement of an encoding: read as the standard says, with a note."""
+    file = write_zip(tmp_path / "faces.zip", ("xxxxxx/1.jpg",))
+    file.write_bytes(file.read_bytes().replace(b"xxxxxx", "w\u00fctend".encode("cp1252")))
+    source = Archive(file, class_folders=True)
+    assert [item.label for item in entries(source).values()] == ["w\u207ftend"]
+    (note,) = source.notes()
+    assert note.startswith("faces.zip does not state the encoding of its names, which were read as cp437, such as ")
+    assert not Archive(write_zip(tmp_path / "b.zip")).guessed
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_folder_of_the_archive_in_either_unicode_form(tmp_path: Path, form: str) -> None:
+    name = "Gef\u00fchle"
+    file = write_zip(tmp_path / "faces.zip", (f"{unicodedata.normalize(form, name)}/1.jpg", "more/2.jpg"))
+    for typed in ("NFC", "NFD"):
+        assert list(entries(Archive(file, subdir=unicodedata.normalize(typed, name)))) == ["1.jpg"]

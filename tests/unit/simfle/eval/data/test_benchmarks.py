@@ -13,7 +13,7 @@ from shards.sources.corpora.affectnet import TRAIN
 from shards.sources.corpora.affectnet.common import LABELS as AFFECTNET
 from simfle.errors import UserError
 from simfle.eval.config import EvalConfig
-from simfle.eval.data.benchmarks import FOLDER, Benchmark, check, open_benchmark
+from simfle.eval.data.benchmarks import FOLDER, Benchmark, check, custom_benchmark, open_benchmark
 from simfle.eval.data.folds import describe, fold_splits, read_data
 from simfle.eval.protocols.base import parse
 
@@ -69,6 +69,18 @@ def test_unknown_names_and_shards() -> None:
     with pytest.raises(UserError, match=r"the shards of rafdb are not given. Fix: set benchmarks=\[rafdb=FOLDER\]"):
         open_benchmark("rafdb", EvalConfig())
     assert open_benchmark("rafdb", EvalConfig(shards=["all"])).shards == ["all"]
+
+
+def test_shards_that_are_named_twice_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to("a")
+    twice = [str(tmp_path / "a"), str(tmp_path / "link")]
+    for config in (EvalConfig(shards=twice), EvalConfig(shards=["x", "x"])):
+        with pytest.raises(UserError, match=r"shards: .*named twice.*Fix: name it once"):
+            custom_benchmark(config)
+        with pytest.raises(UserError, match=r"shards: .*named twice.*Fix: name it once"):
+            open_benchmark("rafdb", config)
+    assert custom_benchmark(EvalConfig(shards=["x", "y"])).shards == ["x", "y"]
 
 
 @pytest.mark.parametrize(
