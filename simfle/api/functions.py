@@ -85,7 +85,7 @@ def prepare_run(
         processes: number of local processes.
 
     Raises:
-        UserError: an invalid value, invalid data or folder.
+        UserError: If a value, the data or the folder is invalid.
     """
     if processes < 1:
         raise UserError(f"processes={processes}: must be at least 1. Fix: raise it.")
@@ -111,7 +111,7 @@ def train_and_export(config: PretrainConfig, processes: int, *, relay: bool) -> 
     """Train to the last step and return the file of the exported backbone. relay: see `local_launcher.launch`.
 
     Raises:
-        UserError: see `simfle.train.pretrain.pretrain`, or a process failed.
+        UserError: If a process failed; see also `simfle.train.pretrain.pretrain`.
         RunStopped: the run was stopped early; a checkpoint is saved.
     """
     from simfle.export.timm import export_backbones, newest_checkpoint

@@ -45,7 +45,7 @@ def shards_of(places: Sequence[str], run: Path, progress: ProgressCallback = lam
         progress: called with stage, done, total of a build.
 
     Raises:
-        UserError: no such place, no image in it, or shards of other images in `run`.
+        UserError: If a place does not exist or contains no image, or `run` contains shards of other images.
     """
     names = ("shards" if number == 0 else f"shards{number}" for number in itertools.count())
     return [_shards_of(place, run / name, progress) for place, name in zip(places, names, strict=False)]
@@ -72,7 +72,7 @@ def build_images(place: Path, out: Path, progress: ProgressCallback = lambda *_:
     """Build shards from images, with labels and splits where folders name them. Complete shards are kept.
 
     Raises:
-        UserError: no image, or the output cannot be written or holds other shards.
+        UserError: If there is no image, or the output cannot be written or contains other shards.
     """
     from shards.build.builder import build
     from shards.build.spec import BuildSpec

@@ -59,7 +59,7 @@ def predict(
         probability: its probability; p_CLASS for each class: probabilities float64, which sum to 1.
 
     Raises:
-        UserError: see `embed`; no probe, a corrupt one, or one that was fitted on another backbone.
+        UserError: If the probe is missing, corrupt or was fitted on another backbone; see also `embed`.
     """
     target = expand_home(out) if out is not None else None
     if target is not None:
@@ -85,7 +85,7 @@ def describe_probe(backbone: str | Path, probe: str | Path | None = None) -> tup
     """Return two lines about the probe that `predict` uses: its data and accuracy, and its limits.
 
     Raises:
-        UserError: see `predict`.
+        UserError: See `predict`.
     """
     return read_probe_metadata(find_probe(backbone, probe).with_suffix(".json")).describe(), LIMITS
 
@@ -99,7 +99,7 @@ def find_probe(backbone: str | Path, probe: str | Path | None = None) -> Path:
             protocols, the one with all labels; of several seeds, the lowest.
 
     Raises:
-        UserError: there is none, several benchmarks have one, or it was fitted on another backbone.
+        UserError: If there is no probe, several benchmarks have one, or it was fitted on another backbone.
     """
     if isinstance(backbone, Backbone):
         raise UserError("predict: a loaded backbone has no file to compare with the probe. Fix: pass its file or name.")

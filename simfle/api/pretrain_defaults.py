@@ -74,7 +74,7 @@ def choose_defaults(run: Path, shards: Sequence[str], overrides: Sequence[str], 
         processes: number of processes, which divides the global batch.
 
     Raises:
-        UserError: invalid overrides or shards, or too few images.
+        UserError: If overrides or shards are invalid, or there are too few images.
     """
     asked = load(PretrainConfig, None, [format_override("data.shards", shards), *overrides])
     if run_files.complete_checkpoint_dirs(run) and (found := _read(run / NAME)):

@@ -57,7 +57,7 @@ def check(config: PretrainConfig) -> None:
     """Refuse a comparison without peers, or of another method.
 
     Raises:
-        UserError: no peer is installed, or the peers lack the method.
+        UserError: If no peer is installed, or the peers lack the method.
     """
     if config.model.method not in METHODS:
         raise UserError(f"model.method={config.model.method}: peers have other settings. Fix: use simclr or byol.")

@@ -139,7 +139,7 @@ def read_probe(file: Path) -> tuple[LinearProbe, ProbeMetadata]:
     """Read a probe by either of its two files.
 
     Raises:
-        UserError: a file is missing or corrupt, or of another format version.
+        UserError: If a file is missing or corrupt, or has another format version.
     """
     tensors, about = file.with_suffix(".safetensors"), file.with_suffix(".json")
     try:
@@ -160,7 +160,7 @@ def read_probe_metadata(file: Path) -> ProbeMetadata:
     """Read the metadata of a probe.
 
     Raises:
-        UserError: a missing or corrupt file, or one of another format version.
+        UserError: If the file is missing or corrupt, or has another format version.
     """
     try:
         content = loads_object(read_bytes(file))

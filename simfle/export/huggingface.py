@@ -77,7 +77,7 @@ def timm_network(backbone: LoadedBackbone) -> tuple[nn.Module, bool]:
     classifier that the backbone applies to the feature map (MobileNetV4), the output is the feature map [B, C, h, w].
 
     Raises:
-        UserError: timm's network computes other features with these weights.
+        UserError: If timm's network computes other features with these weights.
     """
     card, own = backbone.card, backbone.module.network
     tensors = dict(own.state_dict())

@@ -35,7 +35,7 @@ def build_backbone(name: str, output_stride: int = 0, side: int = SIZE) -> nn.Mo
             sides.
 
     Raises:
-        UserError: timm does not know the name, the network has no feature map, or not with this output stride or side.
+        UserError: If timm does not know the name, or the network has no feature map with this output stride and side.
     """
     _check_name(name, "resnet50")
     if is_transformer(name):
@@ -73,7 +73,7 @@ def create_transformer(name: str, side: int) -> nn.Module:
     """Build a timm ViT that outputs normalized tokens [B, T + h h, C], positions for side x side images.
 
     Raises:
-        UserError: it cannot be built for this side, or it has no token for each patch; without the name.
+        UserError: If it cannot be built for this side, or has no token for each patch. The message lacks the name.
     """
     try:
         network = timm.create_model(name, num_classes=0, global_pool="", img_size=side, dynamic_img_size=True)
@@ -128,7 +128,7 @@ def freeze_patch_embed(network: nn.Module, name: str) -> None:
     """Stop training a ViT's patch projection, which then stays random or as in `model.init` (MoCo v3, section 4).
 
     Raises:
-        UserError: the network has no patch projection.
+        UserError: If the network has no patch projection.
     """
     if not is_transformer(name):
         raise UserError(

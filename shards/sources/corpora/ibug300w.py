@@ -42,7 +42,7 @@ class IBug300W:
         """Yield faces with landmarks; box: around the landmarks (the photos are not cropped); extras: part of the set.
 
         Raises:
-            UserError: no part is present, and no .pts file.
+            UserError: If no part and no .pts file is present.
         """
         if self.points < 1:
             raise UserError(f"--points={self.points}: must be at least 1. Fix: count the lines between the braces.")
@@ -51,7 +51,7 @@ class IBug300W:
             found = describe_dir(self.root) if self.root.is_dir() else "no folder"
             raise UserError(
                 f"300w: none of {', '.join(PARTS)}, and no .pts file in {self.root} (found: {found}). "
-                "Fix: give the corpus folder, or the folder of the images and .pts files."
+                "Fix: pass the corpus folder, or the folder of the images and .pts files."
             )
         for part, folder in parts.items():
             images: dict[str, str] = {}

@@ -65,7 +65,7 @@ def near_duplicate_notes(request: "BuildSpec", target: Path | None) -> list[str]
     from shards.dedup.duplicates import find_duplicates
     from shards.dedup.perceptual_hash import NEAR
     from shards.io.atomic import write_atomic
-    from simfle.commands.shards.build_output import ProgressMeter
+    from simfle.runtime.build_meter import ProgressMeter
 
     with ProgressMeter() as meter:
         lines = find_duplicates(request.out, None, (), NEAR, request.workers, meter)

@@ -41,7 +41,7 @@ def no_file_left() -> Iterator[None]:
 
 
 def limited(files: int, *words: object) -> subprocess.CompletedProcess[str]:
-    """Run a process that may open only so many files and cannot raise this limit."""
+    """Run a process with a limit of open files that it cannot raise."""
     shell = ["bash", "-c", f'ulimit -n {files}; exec "$@"', "bash"]
     return subprocess.run([*shell, *map(str, words)], capture_output=True, text=True, timeout=60, check=False)
 

@@ -56,7 +56,7 @@ def run(tmp_path: Path) -> Path:
 def test_a_run_stands_for_its_backbone(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nobody has to export first: not load_backbone, embed or evaluate."""
+    """load_backbone, embed and evaluate export the run themselves."""
     networks = make_checkpoint(run, 3)
     weights = run / "export" / "online" / "backbone.safetensors"
     model = simfle.load_backbone(run)

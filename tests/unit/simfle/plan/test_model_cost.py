@@ -7,7 +7,7 @@ from simfle.plan.model_cost import REST, _Operations
 
 
 def counted(work) -> _Operations:
-    """What `work` does to a fake tensor of 1,000 fp32 numbers, 4,000 bytes."""
+    """Apply `work` to a fake tensor of 1,000 fp32 numbers (4,000 bytes), and count."""
     with FakeTensorMode(), torch.no_grad():
         given = torch.empty(10, 100)
         with _Operations() as operations:

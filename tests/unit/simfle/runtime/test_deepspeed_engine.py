@@ -1,4 +1,4 @@
-"""What a step costs the host, in counts: kernels that it launches, hooks that it calls."""
+"""Host cost of a step as counts: launched kernels, called hooks."""
 
 from collections.abc import Iterator
 from pathlib import Path

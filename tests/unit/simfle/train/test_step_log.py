@@ -1,4 +1,4 @@
-"""What is said before the first step of a run."""
+"""Lines that a run prints before its first step."""
 
 from types import SimpleNamespace
 from typing import Any, cast

@@ -20,7 +20,7 @@ ALL = EntryRules()
 
 
 def quiet(*_: object) -> None:
-    """Nobody looks."""
+    """The result is not used."""
 
 
 def listed(folder: Path, text: str | bytes, images: str = "ab") -> Path:
