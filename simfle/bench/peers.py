@@ -168,7 +168,7 @@ def _exhaust(loader: Any) -> Callable[[], None]:
 
 def step_variants(config: PretrainConfig, count: int, world: World) -> dict[str, Variant]:
     """Return variants of a training step of `count` images that are already on the device."""
-    batch = step.images(config, count, world.device)
+    batch = step.images(config.views, count, world.device)
     fp32 = replace(config, train=replace(config.train, precision="fp32"))
     found = {OURS: Variant(f"as in the trainer, {config.train.precision}", count, step.ours(config, batch, world))}
     if config.train.precision != "fp32":

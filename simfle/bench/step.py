@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from simfle.batch import Batch
 from simfle.bench.reference_model import ReferenceSimFLE
 from simfle.bench.timing import Timing, Variant
-from simfle.config.schema import PretrainConfig
+from simfle.config.schema import ModelConfig, PretrainConfig, ViewsConfig
 from simfle.models.backbone import build_backbone
 from simfle.models.layers.facemae import FaceMAE
 from simfle.models.registry import begin_graphs, build_method
@@ -29,10 +29,10 @@ from simfle.train.step_status import StepReduction
 REFERENCE, OURS, BACKBONE, MASKED, PRODUCT = "plain", "ours", "backbone", "masked autoencoder", "matrix product"
 
 
-def images(config: PretrainConfig, count: int, device: torch.device) -> Batch:
+def images(views: ViewsConfig, count: int, device: torch.device) -> Batch:
     """Generate noise in the shapes and memory format of the loader's batches."""
     generator = torch.Generator().manual_seed(0)
-    sides = (config.views.size, config.views.size, config.views.face_size)
+    sides = (views.size, views.size, views.face_size)
     view1, view2, face = (
         torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
         for side in sides
@@ -49,7 +49,7 @@ def variants(
     stages: ZeRO stages that one process uses in additional variants. With stages or `ours_only`, the reference and the
     limits are left out.
     """
-    batch = images(config, count, world.device)
+    batch = images(config.views, count, world.device)
     what = f"as in the trainer: {config.train.precision}, DeepSpeed"
     found = {OURS: Variant(what, count, ours(config, batch, world))}
     if stages or ours_only:
@@ -59,11 +59,15 @@ def variants(
         REFERENCE: Variant("fp32, channels first, as in the paper, torch.optim.SGD", count, reference(config, batch)),
         **found,
         BACKBONE: Variant(
-            "forward and backward of one view through the backbone alone", count, backbone(config, batch)
+            "forward and backward of one view through the backbone alone",
+            count,
+            backbone(config.model, config.train.precision, batch),
         ),
         MASKED: Variant("forward and backward of FaceMAE alone", count, masked(config, batch)),
         PRODUCT: Variant(
-            f"{side} x {side}, {config.train.precision}; operations", 2 * side**3, product(config, side, world.device)
+            f"{side} x {side}, {config.train.precision}; operations",
+            2 * side**3,
+            product(config.train.precision, side, world.device),
         ),
     }
 
@@ -74,7 +78,7 @@ def peak_bytes(config: PretrainConfig, count: int, world: World) -> float:
         return 0.0
     torch.cuda.reset_peak_memory_stats(world.device)
     before = torch.cuda.memory_allocated(world.device)
-    run = ours(config, images(config, count, world.device), world)
+    run = ours(config, images(config.views, count, world.device), world)
     for _ in range(2):  # the second one with the optimizer's tensors
         run()
     return float(torch.cuda.max_memory_allocated(world.device) - before)
@@ -125,16 +129,16 @@ def ours(config: PretrainConfig, batch: Batch, world: World, stage: int | None =
     return step
 
 
-def backbone(config: PretrainConfig, batch: Batch) -> Callable[[], None]:
+def backbone(settings: ModelConfig, precision: str, batch: Batch) -> Callable[[], None]:
     """Build a forward and backward pass of the backbone in the trainer's memory format and precision."""
     model = (
-        build_backbone(config.model.backbone, config.model.output_stride)
+        build_backbone(settings.backbone, settings.output_stride)
         .to(batch.view1.device)
         .to(memory_format=torch.channels_last)
         .train()
     )
     pixels = batch.view1.float() / 255
-    return _both(model, lambda: model(pixels).mean(), config, pixels.device)
+    return _both(model, lambda: model(pixels).mean(), precision, pixels.device)
 
 
 def masked(config: PretrainConfig, batch: Batch) -> Callable[[], None]:
@@ -148,24 +152,24 @@ def masked(config: PretrainConfig, batch: Batch) -> Callable[[], None]:
     def loss() -> torch.Tensor:
         return model(patches, visible)[1].mean()
 
-    return _both(model, loss, config, patches.device)
+    return _both(model, loss, config.train.precision, patches.device)
 
 
 def _both(
-    model: nn.Module, loss: Callable[[], torch.Tensor], config: PretrainConfig, device: torch.device
+    model: nn.Module, loss: Callable[[], torch.Tensor], precision: str, device: torch.device
 ) -> Callable[[], None]:
     def run() -> None:
         model.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             value = loss()
         value.backward()
 
     return run
 
 
-def product(config: PretrainConfig, side: int, device: torch.device) -> Callable[[], object]:
+def product(precision: str, side: int, device: torch.device) -> Callable[[], object]:
     """Build a matrix product in the configured precision, which measures the machine's peak."""
-    kind = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
     left, right = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
     return lambda: left @ right
 
@@ -192,7 +196,7 @@ def against_plan(config: PretrainConfig, count: int, rate: float, device: torch.
     config, layout, cost = replace(config, train=train), BatchLayout(count, count, 1), measure_cost(config)
     found = {"planned_memory_bytes": memory(cost, config, layout, 1).total}
     if kind := kind_of(device):
-        parts = roofline(config, cost, layout, kind, load_constants([]))
+        parts = roofline(config.train, cost, layout, kind, load_constants([]))
         limit = count / sum(part.seconds for part in parts)
         found |= {"roofline_images_per_second": limit, "of_roofline": rate / limit}
     return found

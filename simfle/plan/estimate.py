@@ -16,7 +16,7 @@ reduce-scatter: DeepSpeed's default.
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from simfle.config.schema import PretrainConfig
+from simfle.config.schema import DataConfig, PretrainConfig, TrainConfig
 from simfle.plan.hardware import Constants
 from simfle.plan.model_cost import ModelCost
 from simfle.plan.roofline import RooflinePart, roofline, update_bytes
@@ -161,12 +161,12 @@ def _gathered(work: ModelCost) -> float:
     return FP32 * (work.parameters - work.narrow) + BF16 * work.narrow
 
 
-def traffic(cost: ModelCost, config: PretrainConfig, batch: BatchLayout, processes: int) -> Traffic:
+def traffic(cost: ModelCost, train: TrainConfig, batch: BatchLayout, processes: int) -> Traffic:
     """Return the traffic of one process in one optimizer step.
 
     Rings send (N - 1) / N of a tensor, all-reduces twice that.
     """
-    stage, times = config.train.zero_stage, batch.grad_accum_steps
+    stage, times = train.zero_stage, batch.grad_accum_steps
     ring = (processes - 1) / processes
     gradients = FP32 * (cost.trained - cost.narrow_trained) + BF16 * cost.narrow_trained
     if stage == 0:
@@ -174,7 +174,7 @@ def traffic(cost: ModelCost, config: PretrainConfig, batch: BatchLayout, process
     buckets = -(-cost.trained // BUCKET) * (2 if cost.narrow else 1)
     collectives = {0: buckets, 1: buckets + 1, 2: buckets * times + 1, 3: (buckets + 60) * times}[stage]
     small = 40.0  # reduced losses and flags
-    if config.train.sync_batchnorm:
+    if train.sync_batchnorm:
         collectives += 4 * cost.norms * times
         small += 8 * 2048 * cost.norms * times * ring
     return Traffic(
@@ -197,24 +197,24 @@ def network_seconds(sent: Traffic, machines: ClusterSpec, constants: Constants) 
 
 
 def compute_seconds(
-    work: ModelCost, config: PretrainConfig, batch: BatchLayout, machines: ClusterSpec, c: Constants
+    work: ModelCost, train: TrainConfig, batch: BatchLayout, machines: ClusterSpec, c: Constants
 ) -> float:
     """Return the time of all micro-batches' arithmetic, and of the optimizer's and EMA's memory passes."""
     device = machines.device
-    speed = c["fp32"] if config.train.precision == "fp32" else 1.0
+    speed = c["fp32"] if train.precision == "fp32" else 1.0
     arithmetic = work.conv(batch.micro_batch) / c.of(device, "conv") + work.matmul(batch.micro_batch) / c.of(
         device, "matmul"
     )
-    passes = update_bytes(config, work, machines.processes)
+    passes = update_bytes(train, work, machines.processes)
     return batch.grad_accum_steps * arithmetic / speed + passes / c.of(device, "bandwidth")
 
 
 def times(config: PretrainConfig, cost: ModelCost, cluster: ClusterSpec, c: Constants) -> Times:
     """Return the time of a step without data loading. Sending during backward (2/3 of the arithmetic) is free."""
     batch = compute_batch_layout(config.train, cluster.processes)
-    compute = compute_seconds(cost, config, batch, cluster, c)
+    compute = compute_seconds(cost, config.train, batch, cluster, c)
     launches = 0.0 if cluster.device == "cpu" else cost.operations * batch.grad_accum_steps * c["host.operation"]
-    network = network_seconds(traffic(cost, config, batch, cluster.processes), cluster, c)
+    network = network_seconds(traffic(cost, config.train, batch, cluster.processes), cluster, c)
     hidden = 2 / 3 * max(compute, launches) if overlaps(config, batch) else 0.0
     return Times(compute, launches, network, max(0.0, network - hidden))
 
@@ -238,7 +238,7 @@ def estimate(
     stage = _stage(config, cost, cluster, c)
     config = replace(config, train=replace(config.train, zero_stage=stage.number))
     held, spent = memory(cost, config, batch, cluster.processes), times(config, cost, cluster, c)
-    storage, decode = _storage(corpus, c), _decode(config, cluster, c)
+    storage, decode = _storage(corpus, c), _decode(config.data, cluster, c)
     loading = batch.global_batch / cluster.processes / decode["possible_per_process"]
     reading = 0.0 if storage["cached"] else batch.global_batch * corpus.image_bytes / c["storage.read"]
     step = max(spent.total, loading, reading)
@@ -248,12 +248,12 @@ def estimate(
         bottleneck = "memory"
     steps = config.train.steps or int(config.train.epochs * (corpus.images // batch.global_batch))
     flops = cost.conv.each + cost.matmul.each
-    parts = roofline(config, cost, batch, cluster.device, c)
+    parts = roofline(config.train, cost, batch, cluster.device, c)
     return Estimate(
         batch=batch,
         stage=stage,
         memory=held,
-        traffic=traffic(cost, config, batch, cluster.processes),
+        traffic=traffic(cost, config.train, batch, cluster.processes),
         times=spent,
         step=step,
         loading=loading,
@@ -267,7 +267,7 @@ def estimate(
         utilization=flops * rate / cluster.processes / c.of(cluster.device, "peak"),
         roofline=parts,
         of_roofline=sum(part.seconds for part in parts) / step,
-        checkpoint=_checkpoint(config, cost, cluster, step, c),
+        checkpoint=_checkpoint(config.train, cost, cluster, step, c),
         storage=storage | {"node_bytes_per_second": rate * corpus.image_bytes / cluster.nodes},
         decode=decode | {"needed_per_process": rate / cluster.processes},
     )
@@ -308,9 +308,9 @@ def _better_stage(config: PretrainConfig, work: ModelCost, machines: ClusterSpec
     return [f"train.zero_stage={best}: a step of {found[best] * 1e3:,.1f} ms instead of {found[now] * 1e3:,.1f}"]
 
 
-def _decode(config: PretrainConfig, machines: ClusterSpec, c: Constants) -> dict[str, float]:
-    on_device = config.data.backend == "dali" or (config.data.backend == "auto" and machines.device != "cpu")
-    cores = config.data.decode_threads or machines.cores
+def _decode(data: DataConfig, machines: ClusterSpec, c: Constants) -> dict[str, float]:
+    on_device = data.backend == "dali" or (data.backend == "auto" and machines.device != "cpu")
+    cores = data.decode_threads or machines.cores
     possible = c.of(machines.device, "dali") if on_device else c["loader.core"] * cores
     return {"on_device": on_device, "cores": 0 if on_device else cores, "possible_per_process": possible}
 
@@ -323,14 +323,14 @@ def _storage(corpus: DatasetSpec, c: Constants) -> dict[str, Any]:
 
 
 def _checkpoint(
-    config: PretrainConfig, work: ModelCost, machines: ClusterSpec, step: float, c: Constants
+    train: TrainConfig, work: ModelCost, machines: ClusterSpec, step: float, c: Constants
 ) -> dict[str, float]:
     size = FP32 * (work.parameters + work.optimizer_tensors * work.trained) + work.buffers
     copied = size / (c["host.copy"] if machines.device != "cpu" else c.of("cpu", "bandwidth"))
-    if config.train.zero_stage and machines.nodes > 1:  # gathered, tensor by tensor
+    if train.zero_stage and machines.nodes > 1:  # gathered, tensor by tensor
         copied += size / (machines.network * c["network.efficiency"])
     written = size / c["storage.write"] + size / c["storage.hash"]
-    every = config.train.checkpoint_every * step
+    every = train.checkpoint_every * step
     # Checkpoints are written one at a time: a save waits for the previous write.
     hold_up = copied + max(0.0, written - every)
     return {"bytes": size, "hold_up": hold_up, "written": written, "every": every, "share": hold_up / (every + hold_up)}

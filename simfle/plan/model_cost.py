@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from simfle.batch import Batch
-from simfle.config.schema import PretrainConfig
+from simfle.config.schema import PretrainConfig, ViewsConfig
 from simfle.models.registry import build_method
 from simfle.optim import STATES
 
@@ -75,7 +75,7 @@ def measure_cost(config: PretrainConfig) -> ModelCost:
     saved = model.state_dict(keep_vars=True)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
-        low, high = _step(model, config, 2), _step(model, config, 3)
+        low, high = (_step(model, config.views, config.train.precision, count) for count in (2, 3))
     lines = {name: _line(low[name], high[name]) for name in ("conv", "matmul", "activations")}
     return ModelCost(
         parameters=sum(parameter.numel() for parameter in parameters),
@@ -148,7 +148,7 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, Tensor)
 
 
-def _step(model: nn.Module, config: PretrainConfig, count: int) -> dict[str, int]:
+def _step(model: nn.Module, views: ViewsConfig, precision: str, count: int) -> dict[str, int]:
     """Run one forward and backward pass of `count` images on tensors with shapes and types, but without memory."""
     own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     kept = {}
@@ -161,10 +161,10 @@ def _step(model: nn.Module, config: PretrainConfig, count: int) -> dict[str, int
 
     operations, flops = _Operations(), FlopCounterMode(display=False, custom_mapping=GRADIENTS)
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16")
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
     with flops, operations, hooks:
         with autocast:
-            losses = model(_images(config, count))
+            losses = model(_images(views, count))
         activations = sum(storage.nbytes() for storage in kept.values())
         losses["total"].backward()
     by_operation = flops.get_flop_counts()["Global"]
@@ -181,8 +181,8 @@ def _step(model: nn.Module, config: PretrainConfig, count: int) -> dict[str, int
     }
 
 
-def _images(config: PretrainConfig, count: int) -> Batch:
-    sides = (config.views.size, config.views.size, config.views.face_size)
+def _images(views: ViewsConfig, count: int) -> Batch:
+    sides = (views.size, views.size, views.face_size)
     view1, view2, face = (
         torch.empty(count, side, side, 3, dtype=torch.uint8).permute(0, 3, 1, 2) for side in sides
     )  # channels_last, like the loader's images

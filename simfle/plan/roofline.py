@@ -7,7 +7,7 @@ there. Fused kernels (compile) move fewer bytes, so they can be faster than this
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from simfle.config.schema import PretrainConfig
+from simfle.config.schema import TrainConfig
 from simfle.plan.hardware import Constants
 from simfle.plan.model_cost import CONVOLUTIONS, PRODUCTS, REST, ModelCost
 from simfle.runtime.distributed import BatchLayout
@@ -33,15 +33,13 @@ class RooflinePart:
     bound: str
 
 
-def roofline(
-    config: PretrainConfig, work: ModelCost, batch: BatchLayout, device: str, c: Constants
-) -> list[RooflinePart]:
+def roofline(train: TrainConfig, work: ModelCost, batch: BatchLayout, device: str, c: Constants) -> list[RooflinePart]:
     """Return convolutions, matrix products, other operations, and the update, of one process and step."""
-    peak = c.of(device, "peak") * (c["fp32"] if config.train.precision == "fp32" else 1.0)
+    peak = c.of(device, "peak") * (c["fp32"] if train.precision == "fp32" else 1.0)
     bandwidth, times, micro = c.of(device, "bandwidth"), batch.grad_accum_steps, batch.micro_batch
     flops = {CONVOLUTIONS: work.conv(micro), PRODUCTS: work.matmul(micro), REST: 0.0}
     parts = [(name, times * flops[name], times * moved(micro)) for name, moved in work.moved.items()]
-    parts.append(("optimizer and EMA", 0.0, update_bytes(config, work, batch.processes)))
+    parts.append(("optimizer and EMA", 0.0, update_bytes(train, work, batch.processes)))
     found = []
     for name, number, size in parts:
         compute, memory = number / peak, size / bandwidth
@@ -65,8 +63,8 @@ def roofline_table(parts: Sequence[RooflinePart], images: int) -> str:
     return "\n".join(lines)
 
 
-def update_bytes(config: PretrainConfig, work: ModelCost, processes: int) -> float:
+def update_bytes(train: TrainConfig, work: ModelCost, processes: int) -> float:
     """Return the bytes that optimizer and EMA read and write in one process."""
-    share = 1 if config.train.zero_stage == 0 else 1 / processes
+    share = 1 if train.zero_stage == 0 else 1 / processes
     moved = FP32 * work.trained * share * (3 + 2 * work.optimizer_tensors)  # read p, g, states; write p, states
-    return moved + 3 * FP32 * (work.parameters - work.trained) * (share if config.train.zero_stage == 3 else 1)
+    return moved + 3 * FP32 * (work.parameters - work.trained) * (share if train.zero_stage == 3 else 1)

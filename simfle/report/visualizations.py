@@ -22,7 +22,7 @@ from torch import Tensor
 
 from shards.io.atomic import regular_path
 from simfle.batch import Batch
-from simfle.config.schema import PretrainConfig, load
+from simfle.config.schema import PretrainConfig, ViewsConfig, load
 from simfle.errors import UserError
 from simfle.eval.backbones.load import (
     BackboneMetadata,
@@ -67,7 +67,8 @@ def figures(run: Path, faces: FaceSet) -> list[ReportFigure]:
         UserError: If there is no complete checkpoint, or the checkpoint is corrupt or of another configuration.
     """
     method, config = _load(run)
-    found = [masks(method, faces, config), reconstructions(method, faces, config)]
+    found = [masks(method, faces, config.views.face_size, config.model.facemae.patch_size)]
+    found.append(reconstructions(method, faces, config.views))
     if faces.gallery.images:
         backbone = _backbone(method, config)
         found += [activation(backbone, faces), neighbors(backbone, faces), embeddings(backbone, faces)]
@@ -114,12 +115,12 @@ def _backbone(method: Method, config: PretrainConfig) -> LoadedBackbone:
 
 
 @torch.no_grad()
-def masks(method: Method, album: FaceSet, config: PretrainConfig) -> ReportFigure | None:
-    """Show for each face the patches that each group would keep visible."""
+def masks(method: Method, album: FaceSet, face_size: int, patch: int) -> ReportFigure | None:
+    """Show for each face the patches that each group would keep visible. Sides of face and patch are in pixels."""
     if not isinstance(method, SimFLE):
         return None
-    face = album.queries.tensor(config.views.face_size)[:MASKED]
-    masking, patch = method.masking, config.model.facemae.patch_size
+    face = album.queries.tensor(face_size)[:MASKED]
+    masking = method.masking
     maps = masking.grouping(feature_map(method.online.backbone, method.normalize(face))).flatten(2)  # [N, K, S]
     tiles = []
     for place, image in enumerate(face):
@@ -153,13 +154,13 @@ def _keep(image: Image, visible: NDArray[np.int64], patch: int) -> Image:
 
 
 @torch.no_grad()
-def reconstructions(method: Method, album: FaceSet, config: PretrainConfig) -> ReportFigure | None:
+def reconstructions(method: Method, album: FaceSet, views: ViewsConfig) -> ReportFigure | None:
     """Show face, visible patches and reconstruction, or return None for methods without an autoencoder."""
     if not isinstance(method, SimFLE | MAE):
         return None
     queries, count = album.queries, len(album.queries.images)
-    view = queries.tensor(config.views.size)
-    face = queries.tensor(config.views.face_size)
+    view = queries.tensor(views.size)
+    face = queries.tensor(views.face_size)
     places = torch.arange(count)
     method.capture_reconstruction = True
     method(Batch(view, view, face, places, (places + 0.5).double() / count))

@@ -89,7 +89,7 @@ def pretrain_task(folder: str) -> None:
             place = replace(place, world_size=usable)
             config = adapt_config(config, place, cluster)
             set_rank_env(place, cluster)
-            log_start(job, place, config, cluster)
+            log_start(job, place, Path(config.train.run_dir), cluster)
             with gc_frozen_imports():
                 from simfle.train.pretrain import JobContext, pretrain
                 from simfle.train.run_lock import JobStart
@@ -225,7 +225,7 @@ def bind_cores(task: TaskInfo) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(len(cores)))
 
 
-def log_start(job: Path, task: TaskInfo, config: PretrainConfig, cluster: ClusterConfig) -> None:
+def log_start(job: Path, task: TaskInfo, run: Path, cluster: ClusterConfig) -> None:
     """Record and print the job's nodes and processes, once for all tasks."""
     if task.rank:
         return
@@ -236,7 +236,7 @@ def log_start(job: Path, task: TaskInfo, config: PretrainConfig, cluster: Cluste
         "nodes": list(task.nodes),
         "processes": task.world_size,
     }
-    events.append_event(Path(config.train.run_dir), "started", **facts)
+    events.append_event(run, "started", **facts)
     words = f"job {task.job}, start {task.start}: {task.world_size} processes on {', '.join(task.nodes)}"
     if len(task.nodes) < cluster.nodes:
         words += f"; requested {cluster.nodes} nodes, at least {cluster.min_nodes}"

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from shards.io.atomic import read_bytes
 from shards.io.jsonl import loads_object
 from simfle.batch import Batch
-from simfle.config.schema import PretrainConfig
+from simfle.config.schema import PretrainConfig, ViewsConfig
 from simfle.errors import PeerLostError, UserError
 from simfle.models.layers.all_gather import local_only
 from simfle.models.registry import build_method
@@ -148,19 +148,19 @@ def trial_step(config: PretrainConfig, micro: int, device: torch.device) -> int:
     optimizer = build_optimizer(parameters, config.optim)
     bf16 = config.train.precision == "bf16"
     with local_only(), torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
-        loss = model(_batch(config, micro, device))["total"]
+        loss = model(_batch(config.views, micro, device))["total"]
     loss.backward()
     optimizer.step()
     return 2 * sum(parameter.numel() * parameter.element_size() for parameter in parameters)
 
 
-def _batch(config: PretrainConfig, micro: int, device: torch.device) -> Batch:
+def _batch(views: ViewsConfig, micro: int, device: torch.device) -> Batch:
     """Create a batch of noise with the layout of the loader's batches."""
 
     def images(side: int) -> torch.Tensor:
         made = torch.randint(0, 256, (micro, 3, side, side), dtype=torch.uint8, device=device)
         return made.contiguous(memory_format=torch.channels_last)
 
-    views, ids = config.views, torch.arange(micro)
+    ids = torch.arange(micro)
     draw = torch.rand(micro, device=device)
     return Batch(images(views.size), images(views.size), images(views.face_size), ids, draw)

@@ -138,7 +138,7 @@ def start_engine(
         shard_record.check_shards_unchanged(run, data.corpus, world, resumed=resumed is not None)
     notes: list[str] = []
     if resumed is None:
-        init = init_weights.initialize(model, config, world, notes.append)
+        init = init_weights.initialize(model, config.model, run, world, notes.append)
     else:
         init = init_weights.recorded(run, resumed.progress.init)
     progress = (resumed.progress.step, extend.length_of(resumed.progress.identity)) if resumed else None

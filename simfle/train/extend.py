@@ -13,7 +13,7 @@ from typing import Any
 from shards.io.atomic import read_bytes, replace_text
 from shards.io.jsonl import iter_valid_lines
 from shards.redact import to_json
-from simfle.config.schema import PretrainConfig, run_identity
+from simfle.config.schema import ModelConfig, PretrainConfig, run_identity
 from simfle.config.unused_fields import unused_model_fields
 from simfle.errors import UserError
 from simfle.models.base import ema_momentum
@@ -125,19 +125,18 @@ def begin(
         )
         made = Extension(done, old_steps, total, old, new, old_lr, new_lr, time.time())
         replace_text(run / FILE, "".join(to_json(asdict(each)) + "\n" for each in [*known, made]))
-        report(describe(made, config))
+        report(describe(made, config.model))
         return [*known, made]
 
     return main_process_value(main_process_tries(world, work)) or []
 
 
-def describe(made: Extension, config: PretrainConfig) -> str:
+def describe(made: Extension, model: ModelConfig) -> str:
     """Describe an extension in one line: lengths, and the values at which the schedules change."""
     text = (
         f"train.extend: {made.old_steps} -> {made.new_steps} steps; from step {made.step + 1} on the schedules follow "
         f"the new length: learning rate {made.old_lr:g} -> {made.new_lr:g}"
     )
-    model = config.model
     if model.ema_schedule == "cosine" and "model.ema_momentum" not in unused_model_fields(model):
         old, new = (ema_momentum((made.step + 1) / total, model) for total in (made.old_steps, made.new_steps))
         text += f", EMA momentum {old:g} -> {new:g}"

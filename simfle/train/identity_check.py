@@ -1,5 +1,6 @@
 """Check that the checkpoints in a folder belong to this run: each records the values that identify its run."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,24 @@ from simfle.train.checkpointing.checkpoint import FORMAT, TrainState, complete_c
 
 METRICS = "metrics.jsonl"
 MAX_NAMED = 8  # maximum number of reported keys
+
+
+@dataclass(frozen=True)
+class StartIdentity:
+    """Values that identify the run of this start.
+
+    values: by dotted key, see `simfle.config.schema.run_identity`; digest: of all fields; may_extend: whether the run
+    may have another length than its checkpoints (train.extend).
+    """
+
+    values: dict[str, Any]
+    digest: str
+    may_extend: bool
+
+    @classmethod
+    def of(cls, config: PretrainConfig) -> "StartIdentity":
+        """Return the identity of a start with this configuration."""
+        return cls(run_identity(config), config_digest(config), config.train.extend)
 
 
 def refuse_copies(run: Path) -> None:
@@ -34,12 +53,12 @@ def refuse_old_format(run: Path) -> None:
             )
 
 
-def refuse_other_checkpoints(run: Path, config: PretrainConfig, file: Path) -> int:
+def refuse_other_checkpoints(run: Path, start: StartIdentity, file: Path) -> int:
     """Return the number of valid checkpoints of this run.
 
     Args:
         run: run folder.
-        config: configuration of this start.
+        start: identity of this start.
         file: config.yaml of the run, which names the keys that differ from checkpoints of an earlier version.
 
     Raises:
@@ -47,20 +66,20 @@ def refuse_other_checkpoints(run: Path, config: PretrainConfig, file: Path) -> i
             run was extended and the configuration has another length.
     """
     states = {folder: state for folder in complete_checkpoints(run) if (state := state_of(folder))}
-    lengths = _accepted_lengths(run, config, states)
-    ours = {folder: _is_ours(state, config, lengths) for folder, state in states.items()}
+    lengths = _accepted_lengths(run, start, states)
+    ours = {folder: _is_ours(state, start, lengths) for folder, state in states.items()}
     for folder, state in states.items():
         if ours[folder]:
             continue
         if any(ours.values()):
             raise UserError(
                 f"train.run_dir={run}: checkpoints/{folder.name} is of a run with another configuration "
-                f"({_named(state.identity, config) or 'not recorded by the earlier version'}). "
+                f"({_named(state.identity, start) or 'not recorded by the earlier version'}). "
                 "Fix: move it out of checkpoints/."
             )
         if state.identity:
-            refuse_difference(run, state.identity, config)
-        _refuse_by_file(run, state, config, file)
+            refuse_difference(run, state.identity, start)
+        _refuse_by_file(run, state, start, file)
     return len(states)
 
 
@@ -91,10 +110,10 @@ def refuse_lost_checkpoints(run: Path, file: Path) -> None:
         )
 
 
-def refuse_difference(run: Path, before: dict[str, Any], config: PretrainConfig) -> None:
-    """Raise a UserError that names the keys in which the values `before` of a run differ from `config`."""
-    if named := _named(before, config):
-        only_length = _differing(before, config).keys() <= set(extend.LENGTH) and not config.train.extend
+def refuse_difference(run: Path, before: dict[str, Any], start: StartIdentity) -> None:
+    """Raise a UserError that names the keys in which the values `before` of a run differ from those of this start."""
+    if named := _named(before, start):
+        only_length = _differing(before, start).keys() <= set(extend.LENGTH) and not start.may_extend
         more = ", or add train.extend=true to train longer" if only_length else ""
         raise UserError(
             f"train.run_dir={run}: a run with another configuration ({named}). Fix: use the old values or "
@@ -102,18 +121,18 @@ def refuse_difference(run: Path, before: dict[str, Any], config: PretrainConfig)
         )
 
 
-def _accepted_lengths(run: Path, config: PretrainConfig, states: dict[Path, TrainState]) -> list[dict[str, Any]]:
-    """Return the lengths that checkpoints of this run may have in addition to that of `config`.
+def _accepted_lengths(run: Path, start: StartIdentity, states: dict[Path, TrainState]) -> list[dict[str, Any]]:
+    """Return the lengths that checkpoints of this run may have in addition to that of this start.
 
     Raises:
-        UserError: If the run was extended, and `config` has another length without train.extend.
+        UserError: If the run was extended, and this start has another length without train.extend.
     """
     known = extend.read(run) if states else []
     if not known:
         newest = next((state.identity for state in states.values() if state.identity), None)
-        return [extend.length_of(_complete(newest, config))] if newest and config.train.extend else []
-    now, last = extend.length_of(run_identity(config)), known[-1]
-    if now != last.new and not config.train.extend:
+        return [extend.length_of(_complete(newest))] if newest and start.may_extend else []
+    now, last = extend.length_of(start.values), known[-1]
+    if now != last.new and not start.may_extend:
         changed = [key for key in extend.LENGTH if now[key] != last.new.get(key)]
         raise UserError(
             f"train.run_dir={run}: the run was extended to {last.new_steps} steps "
@@ -124,16 +143,16 @@ def _accepted_lengths(run: Path, config: PretrainConfig, states: dict[Path, Trai
     return [length for each in known for length in (each.old, each.new)]
 
 
-def _is_ours(state: TrainState, config: PretrainConfig, lengths: list[dict[str, Any]]) -> bool:
+def _is_ours(state: TrainState, start: StartIdentity, lengths: list[dict[str, Any]]) -> bool:
     """Return whether a checkpoint is of this run: its identity is equal except for a length that the run has had."""
     if not state.identity:
-        return state.config == config_digest(config)
-    differing = _differing(state.identity, config).keys()
-    own = extend.length_of(_complete(state.identity, config))
+        return state.config == start.digest
+    differing = _differing(state.identity, start).keys()
+    own = extend.length_of(_complete(state.identity))
     return not differing or (differing <= set(extend.LENGTH) and own in lengths)
 
 
-def _refuse_by_file(run: Path, state: TrainState, config: PretrainConfig, file: Path) -> None:
+def _refuse_by_file(run: Path, state: TrainState, start: StartIdentity, file: Path) -> None:
     """Compare by the run's config.yaml, for a checkpoint that has only a digest, which differs from this run's."""
     if not file.exists():
         raise UserError(
@@ -142,26 +161,26 @@ def _refuse_by_file(run: Path, state: TrainState, config: PretrainConfig, file: 
         )
     before = load(PretrainConfig, file)
     if state.config == config_digest(before):
-        refuse_difference(run, run_identity(before), config)
+        refuse_difference(run, run_identity(before), start)
     raise UserError(
         f"{file} is not the configuration of the checkpoints beside it: it was edited, or they are of another run or "
         "another version of simfle. Fix: restore config.yaml and checkpoints of the run, or use another train.run_dir."
     )
 
 
-def _differing(before: dict[str, Any], config: PretrainConfig) -> dict[str, str]:
+def _differing(before: dict[str, Any], start: StartIdentity) -> dict[str, str]:
     """Return the keys whose values differ. A key that an earlier version did not have had its default value."""
-    new, old = run_identity(config), _complete(before, config)
+    new, old = start.values, _complete(before)
     return {key: f"{old.get(key)} -> {new.get(key)}" for key in old if old.get(key) != new.get(key)}
 
 
-def _complete(before: dict[str, Any], config: PretrainConfig) -> dict[str, Any]:
-    return run_identity(type(config)()) | before
+def _complete(before: dict[str, Any]) -> dict[str, Any]:
+    return run_identity(PretrainConfig()) | before
 
 
-def _named(before: dict[str, Any], config: PretrainConfig) -> str:
+def _named(before: dict[str, Any], start: StartIdentity) -> str:
     """Format differences as `optim.lr: 0.05 -> 0.1`, old and new, or "" if nothing differs or is known."""
-    differing = _differing(before, config) if before else {}
+    differing = _differing(before, start) if before else {}
     shown = [f"{key}: {change}" for key, change in list(differing.items())[:MAX_NAMED]]
     more = [f"and {len(differing) - MAX_NAMED} more"] if len(differing) > MAX_NAMED else []
     return "; ".join([*shown, *more])

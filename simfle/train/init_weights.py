@@ -19,7 +19,7 @@ from torch import nn
 from shards.io.atomic import read_bytes, replace_text
 from shards.io.jsonl import loads_object
 from shards.redact import to_json
-from simfle.config.schema import PretrainConfig
+from simfle.config.schema import ModelConfig
 from simfle.errors import CollectiveError, UserError
 from simfle.eval.backbones import external
 from simfle.models.backbone import position_prefix
@@ -67,7 +67,7 @@ class Loaded:
         return "; ".join(words)
 
 
-def initialize(model: nn.Module, config: PretrainConfig, world: World, report: Callable[[str], None]) -> str:
+def initialize(model: nn.Module, settings: ModelConfig, run: Path, world: World, report: Callable[[str], None]) -> str:
     """Fill a model from `model.init` before DeepSpeed wraps it; write RUN/init.json; return the SHA-256. Collective.
 
     The main process reads first, so that a download is then in the cache. All processes must read the same weights.
@@ -76,7 +76,7 @@ def initialize(model: nn.Module, config: PretrainConfig, world: World, report: C
     Raises:
         CollectiveError: If the source cannot be read by a process, differs between processes, or fits nowhere.
     """
-    text, file = config.model.init, Path(config.train.run_dir) / FILE
+    text, file = settings.init, run / FILE
     if not text:
         if world.is_main:
             file.unlink(missing_ok=True)  # remains of a start with another configuration and no checkpoint
@@ -90,12 +90,12 @@ def initialize(model: nn.Module, config: PretrainConfig, world: World, report: C
     _compare(text, weights.sha256 if weights else "", failure, world)
     assert weights is not None
     try:
-        loaded = fill(model, weights, config)
+        loaded = fill(model, weights, settings)
     except UserError as error:  # all processes raise the same error
         raise CollectiveError(str(error), is_reporter=world.is_main) from None
     if world.is_main:
         report(f"model.init={text}: {loaded.text}")
-        _warn_of_normalization(weights, config)
+        _warn_of_normalization(weights, settings)
         facts: dict[str, Any] = {
             "source": text,
             "sha256": weights.sha256,
@@ -129,21 +129,21 @@ def recorded(run: Path, digest: str) -> str:
 
 
 @torch.no_grad()
-def fill(model: nn.Module, weights: InitialWeights, config: PretrainConfig) -> Loaded:
+def fill(model: nn.Module, weights: InitialWeights, settings: ModelConfig) -> Loaded:
     """Copy the weights into a model: all of a run of the same method, otherwise the backbone.
 
     Raises:
         UserError: If the weights are of another backbone, or less than half of the backbone's values fit.
     """
-    text, backbone = config.model.init, config.model.backbone
+    text, backbone = settings.init, settings.backbone
     if weights.backbone and weights.backbone.split(".")[0] != backbone.split(".")[0]:
         raise UserError(
             f"model.init={text}: weights of {weights.backbone}, but model.backbone={backbone}. "
             f"Fix: set model.backbone={weights.backbone}, or use other weights."
         )
     tensors = dict(model.named_parameters()) | persistent_buffers(model)
-    if weights.method and weights.method == config.model.method:
-        return _fill_all(tensors, weights, config)
+    if weights.method and weights.method == settings.method:
+        return _fill_all(tensors, weights, settings)
     network: Any = model.online.backbone  # type: ignore[union-attr]
     weights = replace(weights, tensors=external.timm_names(backbone, network, weights.tensors))
     below = BACKBONES[0]
@@ -169,17 +169,17 @@ def fill(model: nn.Module, weights: InitialWeights, config: PretrainConfig) -> L
     return Loaded(networks, head.rstrip("."), len(fitting), len(wanted), missing, mismatched, unused)
 
 
-def _fill_all(tensors: State, weights: InitialWeights, config: PretrainConfig) -> Loaded:
+def _fill_all(tensors: State, weights: InitialWeights, settings: ModelConfig) -> Loaded:
     """Copy all tensors of equal name and shape. Raises UserError if there is none."""
     given = {name: value for name, value in weights.tensors.items() if name not in SCHEDULE}
     tensors = {name: value for name, value in tensors.items() if name not in SCHEDULE}
     fitting = [name for name in tensors if name in given and given[name].shape == tensors[name].shape]
     if not fitting:
-        raise UserError(f"model.init={config.model.init}: no tensor fits. Fix: use a run with this model.backbone.")
+        raise UserError(f"model.init={settings.init}: no tensor fits. Fix: use a run with this model.backbone.")
     for name in fitting:
         tensors[name].copy_(given[name])
     return Loaded(
-        f"{config.model.method} (all networks)",
+        f"{settings.method} (all networks)",
         "",
         *(len(fitting), len(tensors)),
         [name for name in tensors if name not in given],
@@ -240,16 +240,15 @@ def _resized(value: torch.Tensor, wanted: torch.Tensor, name: str, prefix: int) 
     return resample_abs_pos_embed(value.float(), [side, side], [old, old], num_prefix_tokens=prefix)
 
 
-def _warn_of_normalization(weights: InitialWeights, config: PretrainConfig) -> None:
+def _warn_of_normalization(weights: InitialWeights, settings: ModelConfig) -> None:
     """Warn if the weights were trained with another normalization."""
-    model = config.model
-    ours, theirs = [*model.mean, *model.std], [*weights.mean, *weights.std]
+    ours, theirs = [*settings.mean, *settings.std], [*weights.mean, *weights.std]
     if theirs and any(abs(a - b) > 1e-3 for a, b in zip(ours, theirs, strict=False)):
         mean, std = (",".join(f"{value:g}" for value in values) for values in (weights.mean, weights.std))
         log.warning(
             "model.init=%s: these weights were trained with another normalization. Fix: set model.mean=[%s] "
             "model.std=[%s] to keep it",
-            *(model.init, mean, std),
+            *(settings.init, mean, std),
         )
 
 

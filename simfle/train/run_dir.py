@@ -60,9 +60,9 @@ def check_same_config(run: Path, config: PretrainConfig) -> None:
     _refuse_shards(run)
     identity_check.refuse_old_format(run)
     identity_check.refuse_copies(run)
-    file = run / "config.yaml"
-    if not identity_check.refuse_other_checkpoints(run, config, file) and file.exists() and complete_checkpoints(run):
-        identity_check.refuse_difference(run, run_identity(load(PretrainConfig, file)), config)  # no valid checkpoint
+    file, start = run / "config.yaml", identity_check.StartIdentity.of(config)
+    if not identity_check.refuse_other_checkpoints(run, start, file) and file.exists() and complete_checkpoints(run):
+        identity_check.refuse_difference(run, run_identity(load(PretrainConfig, file)), start)  # no valid checkpoint
     identity_check.refuse_lost_checkpoints(run, file)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from simfle.batch import Batch
-from simfle.config.schema import PretrainConfig
+from simfle.config.schema import DataConfig, PretrainConfig
 from simfle.data.loader import has_dali, threads_per_process
 from simfle.data.training_data import TrainingData
 from simfle.runtime.distributed import BatchLayout, World
@@ -174,14 +174,14 @@ def plan_text(
     return "\n".join([text, *notes * (0 < engine.steps <= warmup), *engine.start.notes])
 
 
-def throughput_facts(config: PretrainConfig, world: World, backend: str, *, remote: bool) -> ThroughputFacts:
+def throughput_facts(data: DataConfig, precision: str, world: World, backend: str, *, remote: bool) -> ThroughputFacts:
     """Return the inputs of the advice on a run's speed. remote: shards come from a URL."""
     return ThroughputFacts(
         device=world.device.type,
         backend=backend,
-        threads=threads_per_process(config.data.decode_threads, world.local_world_size),
+        threads=threads_per_process(data.decode_threads, world.local_world_size),
         cores=threads_per_process(0, world.local_world_size),
-        precision=config.train.precision,
-        remote=remote or config.data.resampled,
+        precision=precision,
+        remote=remote or data.resampled,
         dali=has_dali(),
     )

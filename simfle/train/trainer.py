@@ -181,7 +181,8 @@ class Trainer:
         """Print the plan, measure the random network if configured, and write RUN/run.json."""
         backend = self.loader.backend_name
         plan = plan_text(self.config, self.world, self.layout, self.data, self.engine, backend)
-        self.step_log.begin_run(plan, throughput_facts(self.config, self.world, backend, remote=self.data.remote))
+        settings = self.config.data, self.config.train.precision
+        self.step_log.begin_run(plan, throughput_facts(*settings, self.world, backend, remote=self.data.remote))
         if self.world.is_main:
             facts = {
                 "steps": self.engine.steps,

@@ -32,7 +32,7 @@ def work() -> ModelCost:
 def test_bytes_held_and_sent(measured: dict[int, dict[str, int]], work: ModelCost, stage: int) -> None:
     config = load(PretrainConfig, None, [*GIVEN, f"train.zero_stage={stage}"])
     batch = compute_batch_layout(config.train, WORLD)
-    held, sent = memory(work, config, batch, WORLD), traffic(work, config, batch, WORLD)
+    held, sent = memory(work, config, batch, WORLD), traffic(work, config.train, batch, WORLD)
     states = held.parameters + held.optimizer + held.buffers
     # Stage 1 has partitioned its gradients by then, as stage 2 does; stage 3 keeps their memory between steps.
     gradients = {1: 2 * held.gradients / WORLD}.get(stage, held.gradients)

@@ -56,7 +56,7 @@ def test_plain_step_computes_the_same_method() -> None:
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     plain = ReferenceSimFLE(config.model, config.views).double().train()
     plain.load_state_dict(ours.state_dict())
-    batch = images(config, 4, CPU)
+    batch = images(config.views, 4, CPU)
     expected, found = ours(batch)["total"], plain(batch)
     expected.backward()
     found.backward()

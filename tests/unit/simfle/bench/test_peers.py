@@ -92,7 +92,7 @@ def test_lightlys_step_computes_the_same_loss(method: str) -> None:
     assert [each.shape for each in theirs.parameters()] == [each.shape for each in weights]
     for mine, other in zip(weights, theirs.parameters(), strict=True):
         other.data.copy_(mine.data)
-    batch = images(config, 4, CPU)
+    batch = images(config.views, 4, CPU)
     expected = ours(batch)["total"]
     found = theirs(ours.normalize(batch.view1), ours.normalize(batch.view2))
     if method == "byol":  # lightly: minus cosine, halved; ours: 2 - 2 cosine, summed

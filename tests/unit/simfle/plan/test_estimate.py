@@ -74,7 +74,7 @@ def test_pages_are_what_the_command_prints(monkeypatch: pytest.MonkeyPatch) -> N
                 expected = "\n".join(lines[number + 2 :]).split("\n\n")[0]
                 assert run(*line.split()[2:]).strip() == expected.strip(), f"put into {page.name}: {line}"
                 seen += 1
-    assert seen == 3
+    assert seen == 4
     assert len(known) == 1
 
 
@@ -158,7 +158,7 @@ def test_model_is_sane(stage: int, power: int, accumulation: int) -> None:
         f"train.zero_stage={stage}", f"train.global_batch={8 * processes * accumulation}", "train.micro_batch=8"
     )
     batch = compute_batch_layout(config.train, processes)
-    held, sent = memory(WORK, config, batch, processes), traffic(WORK, config, batch, processes)
+    held, sent = memory(WORK, config, batch, processes), traffic(WORK, config.train, batch, processes)
     least = 4 * (2 * WORK.trained + WORK.parameters) / processes  # every parameter, gradient and momentum somewhere
     assert held.total >= least
     if processes == 1:
@@ -297,7 +297,7 @@ def test_the_stage_is_zero_where_memory_is_no_matter_and_the_plan_says_why() -> 
 def test_the_roofline_takes_the_longer_of_arithmetic_and_bytes() -> None:
     moved = {CONVOLUTIONS: LinearCost(0, 1e9), PRODUCTS: LinearCost(0, 1e7), REST: LinearCost(0, 2e9)}
     work, config = dataclasses.replace(WORK, moved=moved), config_of("train.global_batch=64")
-    parts = roofline(config, work, compute_batch_layout(config.train, 1), "h100", CONSTANTS)
+    parts = roofline(config.train, work, compute_batch_layout(config.train, 1), "h100", CONSTANTS)
     conv, product, rest, update = parts
     assert (conv.flops, conv.bytes, conv.bound) == (64 * 67e9, 64 * 1e9, "memory")
     assert conv.seconds == pytest.approx(64e9 / 3.35e12)

@@ -92,7 +92,7 @@ def test_synthetic_faces_differ_in_person_and_expression() -> None:
 def test_masks_are_those_of_the_model(run: Path, album: FaceSet) -> None:
     method, settings = visualizations._load(run)
     assert isinstance(method, SimFLE)
-    sheet = visualizations.masks(method, album, settings)
+    sheet = visualizations.masks(method, album, settings.views.face_size, settings.model.facemae.patch_size)
     assert sheet is not None
     face = album.queries.tensor(SIDE)
     for group in range(GROUPS):

@@ -87,11 +87,11 @@ def test_invalid_lines_are_skipped(tmp_path: Path) -> None:
 
 def test_the_change_of_the_schedules_is_described() -> None:
     made = extend.Extension(4, 4, 8, {}, {}, 0.0, 0.025, 0.0)
-    assert extend.describe(made, OLD) == (
+    assert extend.describe(made, OLD.model) == (
         "train.extend: 4 -> 8 steps; from step 5 on the schedules follow the new length: learning rate 0 -> 0.025"
     )
     cosine = replace(OLD, model=replace(OLD.model, ema_schedule="cosine"))
-    assert extend.describe(made, cosine).endswith(", EMA momentum 1 -> 0.996913")
+    assert extend.describe(made, cosine.model).endswith(", EMA momentum 1 -> 0.996913")
 
 
 BASE = ("model.method=byol", "model.ema_schedule=cosine", "train.checkpoint_every=2", "train.keep_checkpoints=9")

@@ -54,7 +54,7 @@ def start(source: object, method: str = "byol", **changes: object) -> tuple[Meth
     """Build a model and fill it from a source, as a run does."""
     chosen = pretraining(source, method, **changes)
     model = build(chosen)
-    return model, fill(model, read(str(source)), chosen)
+    return model, fill(model, read(str(source)), chosen.model)
 
 
 @pytest.fixture
@@ -217,7 +217,7 @@ def test_the_authors_files_of_dinov2_and_dinov3_are_read(
     torch.save(rename(own), tmp_path / "weights.pth")
     chosen = replace(pretraining(tmp_path / "weights.pth", backbone=name), views=replace(VIEWS, size=side))
     model = build(chosen)
-    loaded = fill(model, read(str(tmp_path / "weights.pth")), chosen)
+    loaded = fill(model, read(str(tmp_path / "weights.pth")), chosen.model)
     assert (loaded.loaded, loaded.missing, loaded.mismatched) == (loaded.wanted, [], [])
     found = model.state_dict()
     for key, value in own.items():
@@ -237,7 +237,7 @@ def test_positions_of_a_transformer_with_registers_are_interpolated(tmp_path: Pa
     save_file(network.state_dict(), tmp_path / "vit.safetensors")
     chosen = replace(pretraining(tmp_path / "vit.safetensors", backbone=REGISTERS), views=replace(VIEWS, size=28))
     model = build(chosen)
-    loaded = fill(model, read(str(tmp_path / "vit.safetensors")), chosen)
+    loaded = fill(model, read(str(tmp_path / "vit.safetensors")), chosen.model)
     assert loaded.mismatched == loaded.missing == []
     assert model.state_dict()["online.backbone.pos_embed"].shape == (1, 4, 384)  # no row for class and register tokens
 
@@ -355,7 +355,8 @@ def initialize(chosen: PretrainConfig, printed: list[str]) -> str:
     """Fill a model on one process, without a process group."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(init_weights, "main_process_tries", lambda world, action: action())
-        return init_weights.initialize(build(chosen), chosen, ALONE, printed.append)
+        run = Path(chosen.train.run_dir)
+        return init_weights.initialize(build(chosen), chosen.model, run, ALONE, printed.append)
 
 
 STILL = ("train.steps=1", "optim.lr=0", "optim.weight_decay=0")
