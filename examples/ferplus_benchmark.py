@@ -25,7 +25,7 @@ METHODS: dict[str, list[str]] = {
     "dino": ["model.method=dino", "model.dino.prototypes=1024"],
     "care": ["model.method=care", "model.output_stride=16"],
     "simfle": ["model.method=simfle"],
-    "simfle-repaired": ["model.method=simfle", "model.decorrelation_weight=0.02"],
+    "simfle-decorrelated": ["model.method=simfle", "model.decorrelation_weight=0.02"],
     "mae": [
         "model.method=mae",
         "model.backbone=vit_tiny_patch16_224",
@@ -53,7 +53,8 @@ def train(run: Path, method: str, seed: int, shards: str, steps: int) -> None:
 
 def evaluate(run: Path, benchmark: str, protocols: str, seed: int, results: Path) -> None:
     """Evaluate a run's last checkpoint and, once per shape, a random network with the same seed."""
-    words = [f"benchmarks=[{benchmark}]", protocols, f"seeds=[{seed}]", "recalibrate_bn=random", f"out={results}"]
+    words = [f"benchmarks=[{benchmark}]", protocols, f"seeds=[{seed}]", "linear_fast.epochs=30"]
+    words += ["recalibrate_bn=random", f"out={results}"]
     simfle("evaluate", "--run", str(run), *words)
 
 

@@ -82,8 +82,8 @@ def warning(features: dict[str, float], init: str = "") -> str:
     baseline = f"the weights of model.init={init}" if init else "a random network of this shape"
     return (
         f"features use {features['rank']:.1f} of {features['dimensions']:.0f} dimensions, {baseline} "
-        f"{features['random_rank']:.1f}: the features collapse. Fix: start a new train.run_dir with a lower optim.lr, "
-        f"or use a recipe of {run_files.COLLAPSE_PAGE}"
+        f"{features['random_rank']:.1f}: the features collapse. Fix: start a new train.run_dir with "
+        f"model.decorrelation_weight=0.02 (byol, simfle) or a lower optim.lr; see {run_files.COLLAPSE_PAGE}"
     )
 
 
