@@ -1,8 +1,7 @@
-r"""Draw docs/images/overview.png from a SimFLE run: masks and reconstructions of synthetic faces, and losses.
+"""Draw docs/images/overview.png from a SimFLE run: masks and reconstructions of synthetic faces, and losses.
 
 simfle shards build procedural shards/faces --people 100 --images-per-person 21 --val-fraction 0.2
-simfle pretrain configs/pretrain/quickstart.yaml data.shards=[shards/faces] train.run_dir=runs/overview \
-    train.steps=400 train.log_every=5
+simfle pretrain configs/pretrain/quickstart.yaml data.shards=[shards/faces] train.run_dir=runs/overview
 python examples/overview_figure.py runs/overview docs/images/overview.png
 """
 
