@@ -15,9 +15,9 @@ HEIGHT_GB = 11
 def lacks() -> list[str]:
     """Return one line per missing requirement, each with a fix."""
     found = []
-    if sys.version_info < (3, 10):  # noqa: UP036 - this script reports an old Python
+    if sys.version_info < (3, 11):  # the versions in constraints.txt need it; noqa: UP036 - this script reports an old one
         found.append(
-            f"Python {sys.version.split()[0]} is too old. Fix: install 3.10 or newer, then make PYTHON=python3.11 ..."
+            f"Python {sys.version.split()[0]} is too old. Fix: install 3.11 or newer, then make PYTHON=python3.11 ..."
         )
     if importlib.util.find_spec("ensurepip") is None or importlib.util.find_spec("venv") is None:
         found.append("Python's venv module is missing. Fix: apt-get install python3-venv")
