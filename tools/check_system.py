@@ -15,7 +15,7 @@ HEIGHT_GB = 11
 def lacks() -> list[str]:
     """Return one line per missing requirement, each with a fix."""
     found = []
-    if sys.version_info < (3, 11):  # the versions in constraints.txt need it; noqa: UP036 - this script reports an old one
+    if sys.version_info < (3, 11):  # required by the versions in constraints.txt
         found.append(
             f"Python {sys.version.split()[0]} is too old. Fix: install 3.11 or newer, then make PYTHON=python3.11 ..."
         )
