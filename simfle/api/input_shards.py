@@ -59,7 +59,7 @@ def _shards_of(place: str, out: Path, progress: ProgressCallback) -> str:
         return place
     if not path.is_dir() and not (path.is_file() and place.lower().endswith(DATA_ENDINGS)):
         raise UserError(
-            f"data: {place} is not a folder. Fix: name shards or a folder of images, or an archive "
+            f"data: {place} is not a folder. Fix: pass shards or a folder of images, or an archive "
             f"({', '.join(ENDINGS)})."
         )
     if path.is_dir() and out.resolve().is_relative_to(path.resolve()):

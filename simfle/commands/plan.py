@@ -95,8 +95,14 @@ def plan_run(  # noqa: PLR0913, PLR0917 - one argument per option
     work = measure_cost(resolved)
     if scaling_table or cost_table:
         echo(_markdown(request, work, COST_TABLE if cost_table else SCALING_TABLE))
-        return
-    found = _estimate(request, work)
+    else:
+        _print_estimate(request, work, _estimate(request, work), roofline_table=roofline_table, as_json=as_json)
+
+
+def _print_estimate(
+    request: Request, work: "ModelCost", found: "Estimate", *, roofline_table: bool, as_json: bool
+) -> None:
+    """Print an estimate as a table of the roofline, as JSON, or as text."""
     if roofline_table:
         from simfle.plan import roofline
 

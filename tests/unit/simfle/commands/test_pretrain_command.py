@@ -47,7 +47,7 @@ def test_from_images_to_a_backbone_and_again(
     said = pretrain(pictures, "--out", run, *TINY)
     backbone = run / "export" / "online" / "backbone.safetensors"
     assert f"backbone: {backbone}" in said
-    assert f"next: simfle embed {pictures} {run} features.npz" in said
+    assert f"simfle embed {run}/shards {run} {run}/features.npz" in said
     assert [line["step"] for line in parse_metrics((run / "metrics.jsonl").read_bytes())] == [1, 2]
     before = backbone.read_bytes()
     # The function takes the same run for its own.

@@ -29,6 +29,7 @@ BUDGET = {
     "simsiam": 250,
     "simclr": 195,
     "moco": 325,
+    "mocov3": 460,
     "swav": 245,
     "vicreg": 235,
     "mae": 320,
