@@ -43,7 +43,7 @@ TABLE = [
      "train.run_dir=b: also set by --out=a. Fix: set only one"),
     ("two sets of data", "pretrain {pictures} --out a data.shards=[b]", 1, "data.shards=[b]: also set by"),
     ("two configurations", f"pretrain {CPU} --config {CPU}", 1, "only valid with DATA"),
-    ("no such data", "pretrain nowhere/faces --out a", 1, "nowhere/faces is not a folder. Fix: name shards or"),
+    ("no such data", "pretrain nowhere/faces --out a", 1, "nowhere/faces is not a folder. Fix: pass shards or"),
     ("too few images", "pretrain {pictures} --out a", 1, "only 3 images for training, at least 32 are needed"),
     ("a wrong value for data", "pretrain {pictures} --out a trian.steps=5", 1, "did you mean train.steps?"),
     ("no shards named", f"pretrain {CPU}", 1, "data.shards=[]: empty. Fix: name a shard folder"),
