@@ -22,6 +22,7 @@ OUT = ROOT / "build/docs"
 PAGES = {"README.md": "overview.md", "SLURM.md": "slurm.md", "CONTRIBUTING.md": "contributing.md",
          "CHANGELOG.md": "changelog.md"}  # fmt: skip
 COMMANDS = "<!-- commands -->"  # replaced by the list of commands
+IMAGES = (".png", ".svg")  # copied, and linked as they are
 NOT_IN_NAV = ("source/*", "commands/shards-build-*.md")  # linked from other pages
 LINK = re.compile(r"(?<=\]\()(?P<path>[^)\s:#]+)(?=(#[^)\s]*)?\))")
 
@@ -35,6 +36,9 @@ def main() -> None:
     for page, text in pages.items():
         (OUT / page).parent.mkdir(parents=True, exist_ok=True)
         (OUT / page).write_text(text, encoding="utf-8")
+    for image in sorted((ROOT / "docs/images").glob("*")):
+        (OUT / "images").mkdir(exist_ok=True)
+        shutil.copy(image, OUT / "images")
 
 
 def site() -> dict[str, str]:
@@ -42,6 +46,7 @@ def site() -> dict[str, str]:
     sources = sources_of_pages()
     texts = {source: read(source) for source in sources}
     linked = {path for source, text in texts.items() for path in files_linked(text, source) if path not in sources}
+    linked = {path for path in linked if not path.endswith(IMAGES)}
     pages = {page: with_links(texts[source], source, sources) for source, page in sources.items()}
     pages |= {f"source/{path}.md": f"---\nsearch: {{exclude: true}}\n---\n{shown(path)}" for path in sorted(linked)}
     if COMMANDS in pages.get("commands.md", ""):
@@ -100,6 +105,8 @@ def with_links(text: str, source: str, sources: dict[str, str]) -> str:
         path = _in_repository(found["path"], source)
         if not (ROOT / path).is_file():
             return found["path"]
+        if path.endswith(IMAGES):
+            return os.path.relpath(path.removeprefix("docs/"), Path(sources[source]).parent)
         return os.path.relpath(sources.get(path) or f"source/{path}.md", Path(sources[source]).parent)
 
     return LINK.sub(target, text)

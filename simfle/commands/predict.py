@@ -1,6 +1,5 @@
 """`simfle predict`: expressions of images with probabilities, by a probe that `simfle evaluate` fitted."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,7 +52,8 @@ def predict(
     elif data.is_file():
         _print_table(found)
     else:
-        sys.stdout.write(csv_text(found))
+        for line in csv_text(found).rstrip("\n").split("\n"):
+            echo(line)
 
 
 def _print_table(found: "dict[str, NDArray[np.str_ | np.float64]]") -> None:

@@ -60,11 +60,10 @@ def build_here(request: "BuildSpec", corpus: SourceInput) -> "tuple[BuildReport,
 
 def near_duplicate_notes(request: "BuildSpec", target: Path | None) -> list[str]:
     """Find exact and near duplicates in the shards of a build; list them in `target` and return a note."""
-    import json
-
     from shards.dedup.duplicates import find_duplicates
     from shards.dedup.perceptual_hash import NEAR
     from shards.io.atomic import write_atomic
+    from shards.redact import to_json
     from simfle.runtime.build_meter import ProgressMeter
 
     with ProgressMeter() as meter:
@@ -80,7 +79,7 @@ def near_duplicate_notes(request: "BuildSpec", target: Path | None) -> list[str]
     )
     if target is None:
         return [found]
-    write_atomic(target, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    write_atomic(target, "".join(to_json(line) + "\n" for line in lines).encode())
     remove = shell_line("simfle", "shards", "remove", request.out, "--list", target, "--reason", "duplicates")
     return [f"{found}; listed in {target}. To remove them: {remove}"]
 

@@ -12,7 +12,7 @@ from simfle.commands.shards.build import main
 pytestmark = pytest.mark.slow
 
 BAD = {
-    "no such folder": (["folder", "absent", "out"], "folder=absent: not a folder"),
+    "no such folder": (["folder", "absent", "out"], "DIR=absent: does not exist"),
     "an empty folder": (["folder", "empty", "out"], "no images in empty"),
     "no images in it": (["folder", "texts", "out"], "no images in texts .*1 .txt"),
     "all rejected": (
@@ -44,8 +44,8 @@ BAD = {
     ),
     "quality": (["folder", "faces", "out", "--quality", "0"], "--quality"),
     "labels": (["folder", "classes", "out", "--class-folders", "--labels", "a,,b"], "a name is empty"),
-    "no such list": (["csv", "absent.csv", "out"], "csv=absent.csv: not a file"),
-    "no such images": (["csv", "list.csv", "out", "--images", "absent"], "--images=absent: folder does not exist"),
+    "no such list": (["csv", "absent.csv", "out"], "CSV=absent.csv: does not exist"),
+    "no such images": (["csv", "list.csv", "out", "--images", "absent"], "--images=absent: not a folder"),
     "unknown column": (
         ["csv", "list.csv", "out", "--images", "faces", "--label-column", "emotions"],
         r"no column 'emotions'. Did you mean 'emotion'\? \(columns: path, emotion, none\)",

@@ -26,7 +26,7 @@ with ProgressReporter(30, 0, enabled=True) as progress:
     progress.start("run folder runs/[red]", ThroughputFacts("cpu", "opencv", 1, 1, "fp32"))
     for step in range(1, 31):
         time.sleep(0.01)
-        progress.advance(step, 3 / step, 100.0, 0.01, 0.0, {})
+        progress.advance(step, {"total": 3 / step}, 100.0, 0.01, 0.0, {})
 """
 
 

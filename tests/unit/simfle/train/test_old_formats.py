@@ -31,6 +31,8 @@ def test_a_run_of_an_earlier_format(tmp_path: Path) -> None:
     (folder / "state.json").write_text(state)
     marker = {"state.json": {"bytes": len(state), "sha256": hashlib.sha256(state.encode()).hexdigest()}}
     (folder / "COMPLETE").write_text(json.dumps(marker))
-    with pytest.raises(UserError, match=r"step-00000002 has format 1, this version reads 2. Fix: use a new") as found:
+    with pytest.raises(
+        UserError, match=r"step-00000002 has format 1, but this version reads 2. Fix: use a new"
+    ) as found:
         check_same_config(tmp_path, PretrainConfig())
     assert "\n" not in str(found.value)

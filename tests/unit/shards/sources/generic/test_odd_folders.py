@@ -25,7 +25,7 @@ from shards.sources.generic.archive import Archive
 from shards.sources.generic.folder import Folder
 from shards.sources.generic.table import Table
 from shards.sources.synthetic.procedural import draw
-from simfle.api.functions import build_folder
+from simfle.api.input_shards import build_images
 from simfle.config.schema import PretrainConfig, load
 from simfle.train.preflight import check
 
@@ -80,7 +80,7 @@ def test_formats_of_phones_and_cameras_are_named(tmp_path: Path) -> None:
 def test_images_that_a_run_does_not_use_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path / "in/1.jpg", photo(1))
     write(tmp_path / "in/2.jpg", b"no image")
-    build_folder(tmp_path / "in", tmp_path / "out")
+    build_images(tmp_path / "in", tmp_path / "out")
     assert f"1 images are not used (1 not_an_image): see {tmp_path / 'out' / 'rejected.jsonl'}" in caplog.text
 
 

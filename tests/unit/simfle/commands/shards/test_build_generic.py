@@ -108,10 +108,10 @@ def test_the_same_images_elsewhere_make_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (("table", "absent.jsonl", "out"), "absent.jsonl: not a file"),
-        (("archive", "absent.zip", "out"), "archive=absent.zip: does not exist"),
-        (("webdataset", "absent", "out"), "webdataset=absent: does not exist"),
-        (("huggingface", "absent", "out"), "huggingface=absent: does not exist"),
+        (("table", "absent.jsonl", "out"), "FILE=absent.jsonl: does not exist"),
+        (("archive", "absent.zip", "out"), "PATH=absent.zip: does not exist"),
+        (("webdataset", "absent", "out"), "PATH=absent: does not exist"),
+        (("huggingface", "absent", "out"), "PATH=absent: does not exist"),
         (("webdataset", "empty", "out"), "no .tar in"),
         (("archive", "empty", "out"), "no archive"),
         (("webdataset", "empty", "out", "--group-field", "who", "--group-pattern", "(.)"), "both define the person"),

@@ -134,7 +134,7 @@ def test_features_beyond_half_precision_are_refused(known: Kept) -> None:
 
 def test_features_of_crops_that_are_not_finite_are_refused(known: Kept) -> None:
     known.backbone.module.network.conv1[0].weight.fill_(torch.nan)
-    with pytest.raises(UserError, match=r"non-finite features on split 'train'. Fix: export"):
+    with pytest.raises(UserError, match=r"non-finite features on split 'train'. Fix: use a backbone"):
         next(known.extractor.features(known.backbone, known.split))
 
 

@@ -131,7 +131,7 @@ def test_watch_and_report_show_the_rank_beside_a_random_network(tmp_path: Path) 
     assert shown["features"] == "rank 2.7, random network 8.5; features collapse, see docs/collapse.md"
     assert shown["monitor"] == "knn 0.42, linear 0.49"
     (run / "init.json").write_text("{}")
-    assert dict(facts(status(run)))["features"].startswith("rank 2.7, at the start 8.5; they collapse")
+    assert dict(facts(status(run)))["features"].startswith("rank 2.7, at the start 8.5; features collapse")
     (run / "init.json").unlink()
     page = render(Content(read_runs([run]), tables([], 5), [], Extras()))
     assert 'id="features"' in page
