@@ -209,6 +209,6 @@ def test_shards_that_are_named_twice_are_refused(tmp_path: Path, monkeypatch: py
     (tmp_path / "a").mkdir()
     (tmp_path / "link").symlink_to("a")
     for places in ("[a,a]", f"[a,{tmp_path}/a/]", "[a,link]", "[https://h/a,https://h/a/]"):
-        with pytest.raises(UserError, match=r"data\.shards: .*named twice.*Fix: list it once"):
+        with pytest.raises(UserError, match=r"data\.shards: .*named twice.*Fix: name it once"):
             check(load(PretrainConfig, None, [f"data.shards={places}"]))
     check(load(PretrainConfig, None, ["data.shards=[a,b]"]))
