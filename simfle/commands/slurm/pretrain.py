@@ -93,7 +93,8 @@ def check_and_submit(
 
     show_logs()
     submit.check_run(config, cluster, network=not dry_run)
-    if cluster.gpus_per_node and not any("://" in place for place in config.data.shards):
+    # One node is efficient at any usual batch, and counting the network's operations takes seconds.
+    if cluster.nodes > 1 and cluster.gpus_per_node and not any("://" in place for place in config.data.shards):
         _tell(efficiency_note(config, cluster.nodes, cluster.gpus_per_node))
     if dry_run:
         echo(dry(config, cluster))
