@@ -286,7 +286,7 @@ def reason(error: Exception) -> str:
     """Return sbatch's message from submitit's error."""
     if "sbatch output" in str(error):
         return (
-            f"the output contains no job number but {str(error).partition('sbatch output')[2].splitlines()[0].strip()}. "
+            f"no job number in the output, but {str(error).partition('sbatch output')[2].splitlines()[0].strip()}. "
             "Fix: check whether the job is in the queue (squeue --me) before you submit it again"
         )
     cause = error if isinstance(error, subprocess.CalledProcessError) else error.__cause__ or error

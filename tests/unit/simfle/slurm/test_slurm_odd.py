@@ -93,7 +93,7 @@ def test_sbatch_that_names_no_job_is_told_in_one_line(says: str, programs: Path,
     program(programs, "srun", "true")
     job = tmp_path / "run" / "slurm" / "job"
     job.mkdir(parents=True)
-    with pytest.raises(UserError, match=r'^sbatch: the output contains no job number but ".*"?\. Fix: check .*squeue --me'):
+    with pytest.raises(UserError, match=r'^sbatch: no job number in the output, but ".*"?\. Fix: .*squeue --me'):
         submit(job, ClusterConfig(gpus_per_node=0))
     assert not events.events(tmp_path / "run")
 
